@@ -1,0 +1,209 @@
+//! The only attention call.
+//!
+//! Grouped-query attention without repeating keys or values: the query heads of one key-value head are folded into
+//! the query axis. Queries run in blocks, so that no queries x keys matrix of a whole prompt is ever held, and a
+//! block of a causal prefill reads only the keys up to its last query.
+
+use crate::{Evidence, EvidenceKind, axis};
+use burn::tensor::{Bool, DType, Device, Tensor, TensorData, activation::softmax, module, ops::AttentionModuleOptions};
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// Queries of one block.
+const BLOCK: usize = 256;
+
+/// Masks kept for the next layer; a long prefill makes them anew instead of holding them all.
+const MASK_BYTES: usize = 32 << 20;
+
+/// Which cells the tokens of the running forward pass stand in; all other cells are older than every query.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Fresh {
+    /// Cell of each new token, in order of the tokens.
+    cells: Vec<usize>,
+}
+
+impl Fresh {
+    /// Tokens in the given cells.
+    pub fn new(cells: Vec<usize>) -> Self {
+        Self { cells }
+    }
+
+    /// Tokens appended behind `old` cells.
+    pub fn appended(old: usize, tokens: usize) -> Self {
+        Self::new((old..old + tokens).collect())
+    }
+
+    /// Number of new tokens.
+    pub fn len(&self) -> usize {
+        self.cells.len()
+    }
+
+    /// Whether there is no new token.
+    pub fn is_empty(&self) -> bool {
+        self.cells.is_empty()
+    }
+
+    /// Cell of each new token.
+    pub fn cells(&self) -> &[usize] {
+        &self.cells
+    }
+
+    /// Cells that the first `queries` tokens may look at: a prefix of `cells` cells that hides no visible one.
+    fn prefix(&self, queries: usize, cells: usize) -> usize {
+        let tail = self.cells.iter().enumerate().all(|(i, &cell)| cell + self.len() == cells + i);
+        if tail { cells - self.len() + queries } else { cells }
+    }
+}
+
+/// Masks of one forward pass, made once for all layers that need the same one.
+#[derive(Clone, Debug, Default)]
+pub struct MaskCache(HashMap<(Fresh, Range<usize>, usize, usize), Tensor<4, Bool>>);
+
+impl MaskCache {
+    /// `[1, 1, group * query, cell]`, true where a query of `rows` must not look; `None` if it may look everywhere.
+    fn get(
+        &mut self,
+        fresh: &Fresh,
+        rows: Range<usize>,
+        cells: usize,
+        group: usize,
+        device: &Device,
+    ) -> Option<Tensor<4, Bool>> {
+        if fresh.len() == 1 {
+            return None;
+        }
+        let key = (fresh.clone(), rows.clone(), cells, group);
+        if self.bytes() > MASK_BYTES {
+            self.clear();
+        }
+        let mask = self.0.entry(key).or_insert_with(|| {
+            let mut hidden = vec![false; rows.len() * cells];
+            for (line, row) in hidden.chunks_mut(cells).zip(rows.clone()) {
+                let later = fresh.cells[row + 1..].iter();
+                later.filter(|&&cell| cell < cells).for_each(|&cell| line[cell] = true);
+            }
+            let hidden = hidden.repeat(group);
+            let shape = [1, 1, group * rows.len(), cells];
+            Tensor::from_data(TensorData::new(hidden, shape), device)
+        });
+        Some(mask.clone())
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.values().map(|mask| mask.dims().iter().product::<usize>()).sum()
+    }
+
+    /// Drops all masks.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// Causal softmax attention of new tokens over a cache that already holds them, `softmax(Q K^T / sqrt(head_dim)) V`.
+///
+/// # Shapes
+/// `query` and result `[batch, query_head, query, head_dim]`; `keys`, `values` `[batch, kv_head, cell, head_dim]`;
+/// `query_head` is a multiple of `kv_head`, and query head `h` reads key-value head `h / (query_head / kv_head)`.
+///
+/// # Panics
+/// If the shapes do not fit together.
+pub fn attend(
+    query: Tensor<4>,
+    keys: Tensor<4>,
+    values: Tensor<4>,
+    fresh: &Fresh,
+    wanted: EvidenceKind,
+    masks: &mut MaskCache,
+) -> (Tensor<4>, Option<Evidence>) {
+    let [batch, heads, queries, dim] = query.dims();
+    let [_, kv_heads, cells, _] = keys.dims();
+    let group = heads / kv_heads;
+    assert_eq!(heads, group * kv_heads, "query heads must be a multiple of key-value heads");
+    assert_eq!(queries, fresh.len(), "one query a new token");
+    let grouped = query.reshape([batch, kv_heads, group, queries, dim]);
+
+    let mut outputs = Vec::with_capacity(queries.div_ceil(BLOCK));
+    let mut mass: Option<Tensor<4>> = None;
+    for start in (0..queries).step_by(BLOCK) {
+        let rows = start..(start + BLOCK).min(queries);
+        let seen = fresh.prefix(rows.end, cells);
+        let block = Block {
+            query: grouped.clone().slice_dim(3, rows.clone()).reshape([batch, kv_heads, group * rows.len(), dim]),
+            keys: keys.clone().slice_dim(axis::CELL, 0..seen),
+            values: values.clone().slice_dim(axis::CELL, 0..seen),
+            mask: masks.get(fresh, rows.clone(), seen, group, &keys.device()),
+        };
+        let output = if wanted == EvidenceKind::KeyMass {
+            let weights = block.weights();
+            let by_query = weights.clone().cast(DType::F32).reshape([batch, kv_heads, group, rows.len(), seen]);
+            let received = pad_cells(by_query.sum_dim(3).reshape([batch, kv_heads, group, seen]), cells);
+            mass = Some(match mass {
+                Some(mass) => mass + received,
+                None => received,
+            });
+            weights.matmul(block.values)
+        } else if rows.len() == 1 {
+            // One query: a fused kernel would copy the cache to make it contiguous on some backends.
+            block.weights().matmul(block.values)
+        } else {
+            block.fused()
+        };
+        outputs.push(output.reshape([batch, kv_heads, group, rows.len(), dim]));
+    }
+    let output = Tensor::cat(outputs, 3).reshape([batch, heads, queries, dim]);
+
+    let evidence = match wanted {
+        EvidenceKind::None => None,
+        EvidenceKind::KeyMass => mass.map(Evidence::KeyMass),
+        EvidenceKind::LastQueries(last) => {
+            let rows = queries.saturating_sub(last)..queries;
+            let block = Block {
+                query: grouped.slice_dim(3, rows.clone()).reshape([batch, kv_heads, group * rows.len(), dim]),
+                mask: masks.get(fresh, rows.clone(), cells, group, &keys.device()),
+                keys,
+                values,
+            };
+            let weights = block.weights().cast(DType::F32);
+            Some(Evidence::LastQueries(weights.reshape([batch, kv_heads, group, rows.len(), cells])))
+        }
+    };
+    (output, evidence)
+}
+
+/// One block of queries, the group folded in: `[batch, kv_head, group * query, head_dim]`.
+struct Block {
+    query: Tensor<4>,
+    keys: Tensor<4>,
+    values: Tensor<4>,
+    mask: Option<Tensor<4, Bool>>,
+}
+
+impl Block {
+    /// Softmax weights `[batch, kv_head, group * query, cell]`.
+    fn weights(&self) -> Tensor<4> {
+        let scale = 1.0 / (self.query.dims()[axis::DIM] as f64).sqrt();
+        let scores = (self.query.clone() * scale).matmul(self.keys.clone().swap_dims(axis::CELL, axis::DIM));
+        let scores = match self.mask.clone() {
+            Some(mask) => {
+                let shape = scores.shape();
+                scores.mask_fill(mask.expand(shape), f32::NEG_INFINITY)
+            }
+            None => scores,
+        };
+        softmax(scores, 3)
+    }
+
+    fn fused(self) -> Tensor<4> {
+        module::attention(self.query, self.keys, self.values, self.mask, None, AttentionModuleOptions::default())
+    }
+}
+
+/// Appends zeros to the last axis up to `cells`.
+fn pad_cells(mass: Tensor<4>, cells: usize) -> Tensor<4> {
+    let [batch, heads, group, seen] = mass.dims();
+    if seen == cells {
+        return mass;
+    }
+    let zeros = Tensor::zeros([batch, heads, group, cells - seen], (&mass.device(), mass.dtype()));
+    Tensor::cat(vec![mass, zeros], 3)
+}

@@ -1,0 +1,154 @@
+//! The buffers of a plan: allocated once, written in place, read without a copy.
+
+use crate::{Kv, Plan, SlotId, axis};
+use burn::tensor::{DType, Device, Int, Tensor};
+use std::ops::Range;
+
+/// Keys and values of a plan, one buffer `[batch, kv_head, capacity, head_dim]` a slot.
+#[derive(Debug)]
+pub struct Store {
+    slots: Vec<SlotBuffer>,
+}
+
+#[derive(Debug)]
+struct SlotBuffer {
+    /// Taken out while it is written, so that the write finds the only handle and happens in place.
+    buffer: Option<Tensor<4>>,
+    /// Old cells and the new tokens, while they do not fit the buffer; gone after the last reader.
+    in_flight: Option<Tensor<4>>,
+    /// Unturned keys of the sinks, `[batch, kv_head, sink, head_dim]`, under cache-slot positions.
+    originals: Option<Tensor<4>>,
+}
+
+/// Which cells stay when a slot is compacted.
+#[derive(Clone, Debug)]
+pub(crate) enum Kept {
+    /// The same cells in every row and head, in this order.
+    Cells(Vec<usize>),
+    /// `[batch, kv_head, kept]`.
+    PerHead(Tensor<3, Int>),
+}
+
+impl Store {
+    /// Allocates everything `plan` needs for `batch` sequences of up to `tokens` tokens: [`Plan::bytes`] bytes.
+    pub fn allocate(plan: &Plan, batch: usize, tokens: usize, dtype: DType, device: &Device) -> Self {
+        let slots = plan.slots().iter().map(|slot| {
+            let group = plan.group(slot.group);
+            let zeros = |cells| Tensor::zeros([batch, slot.shape.kv_heads, cells, slot.shape.head_dim], (device, dtype));
+            let sinks = group.original_sinks(tokens);
+            SlotBuffer {
+                buffer: Some(zeros(group.capacity(tokens))),
+                in_flight: None,
+                originals: (slot.kind == Kv::Key && sinks > 0).then(|| zeros(sinks)),
+            }
+        });
+        Self {
+            slots: slots.collect(),
+        }
+    }
+
+    /// Bytes of all buffers, counted from the tensors themselves; tokens in flight are counted while they fly.
+    pub fn bytes(&self) -> usize {
+        let tensors = |slot: &SlotBuffer| {
+            let all = [&slot.buffer, &slot.in_flight, &slot.originals];
+            all.into_iter().flatten().map(tensor_bytes).sum::<usize>()
+        };
+        self.slots.iter().map(tensors).sum()
+    }
+
+    /// The first `len` cells of a slot, or all cells in flight.
+    ///
+    /// # Shapes
+    /// Result: `[batch, kv_head, len, head_dim]`.
+    pub fn view(&self, slot: SlotId, len: usize) -> Tensor<4> {
+        let slot = &self.slots[slot.0];
+        match &slot.in_flight {
+            Some(in_flight) => in_flight.clone(),
+            None => slot.stored().clone().slice_dim(axis::CELL, 0..len),
+        }
+    }
+
+    /// Writes the tokens of `values` into `cells`, one cell a token, in place.
+    pub(crate) fn write(&mut self, slot: SlotId, cells: &[usize], values: Tensor<4>) {
+        let slot = &mut self.slots[slot.0];
+        let mut written = 0;
+        for run in runs(cells) {
+            let tokens = written..written + run.len();
+            written = tokens.end;
+            let part = if tokens.len() == cells.len() {
+                values.clone()
+            } else {
+                values.clone().slice_dim(axis::CELL, tokens)
+            };
+            slot.assign(run, part);
+        }
+    }
+
+    /// Holds the first `len` stored cells and `values` behind them in full, until [`keep`](Self::keep).
+    pub(crate) fn fly(&mut self, slot: SlotId, len: usize, values: Tensor<4>) {
+        let all = match len {
+            0 => values,
+            _ => Tensor::cat(vec![self.view(slot, len), values], axis::CELL),
+        };
+        self.slots[slot.0].in_flight = Some(all);
+    }
+
+    /// Compacts a slot of `len` cells (or what is in flight) to the kept ones, at the front of the buffer.
+    pub(crate) fn keep(&mut self, slot: SlotId, len: usize, kept: &Kept) {
+        let all = self.view(slot, len);
+        self.slots[slot.0].in_flight = None;
+        let [batch, heads, _, dim] = all.dims();
+        let front = match kept {
+            Kept::Cells(cells) if cells.iter().copied().eq(0..len) => all,
+            Kept::Cells(cells) => {
+                let parts: Vec<_> = runs(cells).map(|run| all.clone().slice_dim(axis::CELL, run)).collect();
+                drop(all);
+                if parts.is_empty() {
+                    return;
+                }
+                Tensor::cat(parts, axis::CELL)
+            }
+            Kept::PerHead(cells) => {
+                let count = cells.dims()[2];
+                let index = cells.clone().unsqueeze_dim::<4>(3).expand([batch, heads, count, dim]);
+                all.gather(axis::CELL, index)
+            }
+        };
+        let count = front.dims()[axis::CELL];
+        self.slots[slot.0].assign(0..count, front);
+    }
+
+    /// Saves the keys in `cells` as the sinks' originals, before they are turned for the first time.
+    pub(crate) fn save_sinks(&mut self, slot: SlotId, cells: &[usize]) {
+        let slot_buffer = &self.slots[slot.0];
+        let all = slot_buffer.in_flight.as_ref().unwrap_or(slot_buffer.stored());
+        let parts = runs(cells).map(|run| all.clone().slice_dim(axis::CELL, run)).collect();
+        self.slots[slot.0].originals = Some(Tensor::cat(parts, axis::CELL));
+    }
+
+    /// The sinks' original keys of a slot.
+    pub(crate) fn sinks(&self, slot: SlotId) -> Option<&Tensor<4>> {
+        self.slots[slot.0].originals.as_ref()
+    }
+}
+
+impl SlotBuffer {
+    fn stored(&self) -> &Tensor<4> {
+        self.buffer.as_ref().expect("a buffer is away only inside `assign`")
+    }
+
+    fn assign(&mut self, cells: Range<usize>, values: Tensor<4>) {
+        let buffer = self.buffer.take().expect("a buffer is away only inside `assign`");
+        let [batch, heads, _, dim] = buffer.dims();
+        self.buffer = Some(buffer.slice_assign([0..batch, 0..heads, cells, 0..dim], values));
+    }
+}
+
+fn tensor_bytes(tensor: &Tensor<4>) -> usize {
+    tensor.dims().iter().product::<usize>() * tensor.dtype().size()
+}
+
+/// Splits a list of cells into its contiguous runs.
+fn runs(cells: &[usize]) -> impl Iterator<Item = Range<usize>> + '_ {
+    cells.chunk_by(|a, b| a + 1 == *b).map(|run| run[0]..run[0] + run.len())
+}

@@ -1,0 +1,153 @@
+//! The one decoder that all families share.
+
+use crate::attention::Attention;
+use crate::linear::Linear;
+use crate::mlp::Mlp;
+use crate::norm::RmsNorm;
+use crate::{DecoderConfig, ModelError};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use kvsharer_core::{Attend, Cache, CacheError, CacheOptions, LayerId, ModelShape, Rope, RopeTable, SearchModel};
+use std::ops::Range;
+use std::sync::Mutex;
+
+/// One decoder layer: attention and MLP, each behind a norm and around a residual.
+#[derive(Clone, Debug)]
+pub struct DecoderLayer {
+    /// Before the attention.
+    pub attention_norm: RmsNorm,
+    /// The attention.
+    pub attention: Attention,
+    /// Before the MLP.
+    pub mlp_norm: RmsNorm,
+    /// The MLP.
+    pub mlp: Mlp,
+}
+
+/// A decoder-only language model.
+#[derive(Debug)]
+pub struct Decoder {
+    config: DecoderConfig,
+    shape: ModelShape,
+    /// `[vocab, hidden]`.
+    embedding: Tensor<2>,
+    layers: Vec<DecoderLayer>,
+    final_norm: RmsNorm,
+    head: Linear,
+    rope: Rope,
+    /// The last table made: all layers of a forward pass need the same one.
+    table: Mutex<Option<(Range<usize>, RopeTable)>>,
+}
+
+impl Decoder {
+    /// Puts a decoder together; shapes are those of `config`.
+    ///
+    /// `embedding` and `head` are `[vocab, hidden]`; without a head the embedding serves (tied).
+    pub fn new(
+        config: DecoderConfig,
+        embedding: Tensor<2>,
+        layers: Vec<DecoderLayer>,
+        final_norm: RmsNorm,
+        head: Option<Tensor<2>>,
+    ) -> Self {
+        Self {
+            shape: config.shape(),
+            rope: Rope::new(config.head_dim, config.rope_theta),
+            head: Linear::new(head.unwrap_or_else(|| embedding.clone())),
+            embedding,
+            layers,
+            final_norm,
+            config,
+            table: Mutex::new(None),
+        }
+    }
+
+    /// The hyperparameters.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// The dtype of weights, activations and, unless chosen otherwise, caches.
+    pub fn dtype(&self) -> DType {
+        self.embedding.dtype()
+    }
+
+    /// Options for a cache that fits this model.
+    pub fn cache_options(&self, batch: usize, tokens: usize) -> CacheOptions {
+        CacheOptions { batch, tokens, dtype: self.dtype(), rope: Some(self.rope.clone()) }
+    }
+
+    /// Runs new tokens, one row a sequence, through all layers and the final norm.
+    ///
+    /// # Shapes
+    /// `rows`: `[batch][token]`, all rows equally long; result `[batch, token, hidden]`.
+    ///
+    /// # Errors
+    /// [`ModelError::TokenOutOfRange`], [`ModelError::EmptyPrompt`], and whatever the cache refuses.
+    pub fn forward(&self, rows: &[&[u32]], cache: &mut Cache<'_>) -> Result<Tensor<3>, ModelError> {
+        let tokens = rows.first().map_or(0, |row| row.len());
+        if tokens == 0 || rows.iter().any(|row| row.len() != tokens) {
+            return Err(ModelError::EmptyPrompt);
+        }
+        let vocab = self.config.vocab;
+        let ids: Vec<i64> = rows.iter().flat_map(|row| row.iter().map(|&id| i64::from(id))).collect();
+        if let Some(&id) = ids.iter().find(|&&id| id >= vocab as i64) {
+            return Err(ModelError::TokenOutOfRange { id: id as u32, vocab });
+        }
+        cache.begin(tokens)?;
+        let ids = Tensor::from_data(TensorData::new(ids, [rows.len(), tokens]), &self.device());
+        let mut hidden = self.embed(ids);
+        for layer in self.shape.ids() {
+            hidden = self.layer(layer, hidden, cache)?;
+        }
+        Ok(self.final_norm(hidden))
+    }
+
+    /// Scores of the next token.
+    ///
+    /// # Shapes
+    /// `[batch, token, hidden]` after the final norm to `[batch, token, vocab]`.
+    pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
+        self.head.forward(hidden)
+    }
+
+    fn rope_table(&self, positions: Range<usize>) -> RopeTable {
+        // A poisoned lock only means that a panic elsewhere interrupted a refresh; the value is replaced as a whole.
+        let mut last = self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match &*last {
+            Some((range, table)) if *range == positions => table.clone(),
+            _ => {
+                let table = self.rope.table(positions.clone(), &self.device());
+                *last = Some((positions, table.clone()));
+                table
+            }
+        }
+    }
+}
+
+impl SearchModel for Decoder {
+    fn shape(&self) -> &ModelShape {
+        &self.shape
+    }
+
+    fn device(&self) -> Device {
+        self.embedding.device()
+    }
+
+    fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        let [batch, length] = tokens.dims();
+        let rows = self.embedding.clone().select(0, tokens.reshape([batch * length]));
+        rows.reshape([batch, length, self.config.hidden])
+    }
+
+    fn layer<A: Attend>(&self, layer: LayerId, hidden: Tensor<3>, attention: &mut A) -> Result<Tensor<3>, CacheError> {
+        let DecoderLayer { attention_norm, attention: projections, mlp_norm, mlp } = &self.layers[layer.0];
+        let rope = self.rope_table(attention.positions());
+        let mixed = projections.forward(layer, attention_norm.forward(hidden.clone()), &rope, attention)?;
+        let hidden = hidden + mixed;
+        Ok(hidden.clone() + mlp.forward(mlp_norm.forward(hidden)))
+    }
+
+    fn final_norm(&self, hidden: Tensor<3>) -> Tensor<3> {
+        self.final_norm.forward(hidden)
+    }
+}

@@ -1,0 +1,122 @@
+//! Errors of models: each says what was found and what to do.
+
+use crate::import::ImportError;
+use kvsharer_core::CacheError;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// Why a model cannot be found, loaded or run.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// A file of weights, metadata or a tokenizer.
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    /// The attention or its cache.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// A name that stands for no model.
+    #[error("no model `{name}`: give a name from `kvsharer models`, a folder with config.json, or a .gguf file")]
+    UnknownModel {
+        /// What was asked for.
+        name: String,
+    },
+    /// A random shape that is not known.
+    #[error("no random shape `{shape}`: known are {known}")]
+    UnknownShape {
+        /// What was asked for.
+        shape: String,
+        /// What there is.
+        known: String,
+    },
+    /// A model of a family that is not supported.
+    #[error("{}: architecture `{architecture}` is not supported: supported are {supported}", path.display())]
+    UnknownArchitecture {
+        /// The model's file.
+        path: PathBuf,
+        /// The name in the file.
+        architecture: String,
+        /// The names that are.
+        supported: String,
+    },
+    /// A feature of a family that is not supported.
+    #[error("{}: `{field}` = {found} is not supported{remedy}", path.display())]
+    UnsupportedConfig {
+        /// The model's file.
+        path: PathBuf,
+        /// The setting.
+        field: String,
+        /// Its value.
+        found: String,
+        /// What would be.
+        remedy: String,
+    },
+    /// A setting that is missing or of the wrong type.
+    #[error("{}: `{field}` {problem}: the file is not a complete model configuration", path.display())]
+    ConfigField {
+        /// The model's file.
+        path: PathBuf,
+        /// The setting.
+        field: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A number that cannot belong to a model.
+    #[error("the {field} is {found}, but it {rule}: the model's configuration is broken")]
+    BadConfig {
+        /// The number's meaning.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// What it has to satisfy.
+        rule: &'static str,
+    },
+    /// A model without a tokenizer.
+    #[error("model `{name}` has no tokenizer: {remedy}")]
+    NoTokenizer {
+        /// The model.
+        name: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A prompt without tokens.
+    #[error("the prompt has no tokens: give at least one")]
+    EmptyPrompt,
+    /// A token id outside the vocabulary.
+    #[error("token id {id} is outside the vocabulary of {vocab}: the tokenizer belongs to another model")]
+    TokenOutOfRange {
+        /// The id.
+        id: u32,
+        /// Size of the vocabulary.
+        vocab: usize,
+    },
+    /// A sampling option out of range.
+    #[error("{option} = {found} is out of range: it {rule}")]
+    BadSampling {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        found: f64,
+        /// What it has to satisfy.
+        rule: &'static str,
+    },
+    /// The device failed to give a result back.
+    #[error("the device could not return a result: {0}")]
+    Device(String),
+    /// A download that failed.
+    #[error("fetching `{model}` failed: {what}")]
+    Fetch {
+        /// The model.
+        model: String,
+        /// What happened and what to do.
+        what: String,
+    },
+    /// A file that cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,236 @@
+//! A model on disk (or a random one): its configuration is read at once, its weights when asked for.
+
+use crate::attention::Attention;
+use crate::decoder::{Decoder, DecoderLayer};
+use crate::family::{Family, Format, HfConfig, Part, families};
+use crate::import::{GgufFile, ModelTokenizer, SafetensorsFolder, TensorSource, load_shaped};
+use crate::linear::Linear;
+use crate::mlp::Mlp;
+use crate::norm::RmsNorm;
+use crate::random::RandomWeights;
+use crate::{DecoderConfig, ModelError};
+use burn::tensor::{DType, Device, Tensor};
+use kvsharer_core::{Fingerprint, ModelShape};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use std::path::Path;
+
+/// Configuration files are small; anything larger is not one.
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
+
+/// Bytes of each tensor that go into a fingerprint.
+const FINGERPRINT_BYTES: usize = 4096;
+
+/// A model that can be planned for, and loaded.
+pub struct ModelFiles {
+    name: String,
+    config: DecoderConfig,
+    weights: Weights,
+}
+
+enum Weights {
+    Gguf(Box<GgufFile>, &'static dyn Family),
+    HuggingFace(Box<SafetensorsFolder>, &'static dyn Family),
+    Random(RandomWeights),
+}
+
+impl ModelFiles {
+    /// Opens a GGUF file.
+    ///
+    /// # Errors
+    /// [`ModelError`] says what is wrong with the file.
+    pub fn open_gguf(path: &Path) -> Result<Self, ModelError> {
+        let file = GgufFile::open(path)?;
+        let architecture = file.metadata().require::<&str>("general.architecture")?;
+        let family = find(path, architecture, |family| family.gguf())?;
+        let config = family.from_gguf(&file)?;
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into();
+        Ok(Self { name, config, weights: Weights::Gguf(Box::new(file), family) })
+    }
+
+    /// Opens a Hugging Face folder: config.json beside model.safetensors or its shards.
+    ///
+    /// # Errors
+    /// [`ModelError`] says what is wrong with the folder.
+    pub fn open_folder(folder: &Path) -> Result<Self, ModelError> {
+        let path = folder.join("config.json");
+        let fields = read_json(&path)?;
+        let config = HfConfig { path: &path, fields: &fields };
+        let names = config.get("architectures").and_then(Value::as_array);
+        let architecture = names.and_then(|names| names.first()).and_then(Value::as_str);
+        let architecture = architecture.ok_or_else(|| config.problem("architectures", "a list of names"))?;
+        let family = find(&path, architecture, |family| family.hugging_face())?;
+        let config = family.from_hugging_face(&config)?;
+        let weights = Weights::HuggingFace(Box::new(SafetensorsFolder::open(folder)?), family);
+        let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into();
+        Ok(Self { name, config, weights })
+    }
+
+    /// A model of random weights for speed and memory work; it has no tokenizer.
+    pub fn random(name: &str, config: DecoderConfig, seed: u64) -> Self {
+        Self { name: name.into(), config, weights: Weights::Random(RandomWeights { seed }) }
+    }
+
+    /// The name it goes by in reports.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Gives it another name for reports, such as the one it was asked for by.
+    pub fn named(mut self, name: &str) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// The hyperparameters.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// What a cache plan needs to know.
+    pub fn shape(&self) -> ModelShape {
+        self.config.shape()
+    }
+
+    /// What identifies the model: its shape, and a hash over the names, shapes, types and first bytes of its tensors.
+    ///
+    /// # Errors
+    /// [`ModelError`] if a tensor cannot be read.
+    pub fn fingerprint(&self) -> Result<Fingerprint, ModelError> {
+        let mut hasher = Sha256::new();
+        let source: Option<&dyn TensorSource> = match &self.weights {
+            Weights::Gguf(file, _) => Some(&**file),
+            Weights::HuggingFace(folder, _) => Some(&**folder),
+            Weights::Random(random) => {
+                hasher.update(format!("random {} {:?}", random.seed, self.config));
+                None
+            }
+        };
+        for (source, name) in source.iter().flat_map(|source| source.names().into_iter().map(move |name| (source, name))) {
+            hasher.update(format!("{name} {:?}\n", source.info(name)));
+            let bytes = source.raw(name)?;
+            hasher.update(&bytes[..bytes.len().min(FINGERPRINT_BYTES)]);
+        }
+        let hash = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let DecoderConfig { architecture, layers, heads, kv_heads, head_dim, .. } = self.config.clone();
+        Ok(Fingerprint { architecture, layers, heads, kv_heads, head_dim, hash })
+    }
+
+    /// The tokenizer that comes with the model.
+    ///
+    /// # Errors
+    /// [`ModelError::NoTokenizer`] for random weights and folders without tokenizer.json.
+    pub fn tokenizer(&self) -> Result<ModelTokenizer, ModelError> {
+        match &self.weights {
+            Weights::Gguf(file, _) => Ok(ModelTokenizer::from_gguf(file)?),
+            Weights::HuggingFace(folder, _) => folder_tokenizer(folder.path(), &self.name),
+            Weights::Random(_) => Err(ModelError::NoTokenizer {
+                name: self.name.clone(),
+                remedy: "random weights are for speed and memory only, take a real model for text",
+            }),
+        }
+    }
+
+    /// Loads the weights, one tensor at a time, onto `device` as `dtype`.
+    ///
+    /// # Errors
+    /// [`ModelError`] names a missing, misshapen or unsupported tensor.
+    pub fn load(&self, device: &Device, dtype: DType) -> Result<Decoder, ModelError> {
+        let config = &self.config;
+        let loader = Loader { files: self, device, dtype };
+        if let Weights::Random(random) = &self.weights {
+            random.start(device);
+        }
+        let layer = |l: usize| -> Result<DecoderLayer, ModelError> {
+            let linear = |part| Ok::<_, ModelError>(Linear::new(loader.tensor::<2>(part)?));
+            let norm = |part| Ok::<_, ModelError>(RmsNorm::new(loader.tensor::<1>(part)?, config.norm_eps));
+            Ok(DecoderLayer {
+                attention_norm: norm(Part::AttentionNorm(l))?,
+                attention: Attention {
+                    query: linear(Part::Query(l))?,
+                    key: linear(Part::Key(l))?,
+                    value: linear(Part::Value(l))?,
+                    output: linear(Part::Output(l))?,
+                    head_dim: config.head_dim,
+                },
+                mlp_norm: norm(Part::MlpNorm(l))?,
+                mlp: Mlp { gate: linear(Part::Gate(l))?, up: linear(Part::Up(l))?, down: linear(Part::Down(l))? },
+            })
+        };
+        let embedding = loader.tensor::<2>(Part::Embedding)?;
+        let layers = (0..config.layers).map(layer).collect::<Result<Vec<_>, _>>()?;
+        let final_norm = RmsNorm::new(loader.tensor::<1>(Part::FinalNorm)?, config.norm_eps);
+        let head = if config.tied_head { None } else { Some(loader.tensor::<2>(Part::Head)?) };
+        Ok(Decoder::new(config.clone(), embedding, layers, final_norm, head))
+    }
+}
+
+struct Loader<'a> {
+    files: &'a ModelFiles,
+    device: &'a Device,
+    dtype: DType,
+}
+
+impl Loader<'_> {
+    fn tensor<const D: usize>(&self, part: Part) -> Result<Tensor<D>, ModelError> {
+        let config = &self.files.config;
+        let shape = part.shape(config);
+        let (source, format, family): (&dyn TensorSource, _, _) = match &self.files.weights {
+            Weights::Random(random) => return Ok(random.tensor(part, config, self.device, self.dtype)),
+            Weights::Gguf(file, family) => (&**file, Format::Gguf, family),
+            Weights::HuggingFace(folder, family) => (&**folder, Format::HuggingFace, family),
+        };
+        let data = load_shaped(source, &family.tensor_name(format, part), &shape)?;
+        let tensor = Tensor::<D>::from_data(data, (self.device, self.dtype));
+        Ok(if family.interleaved(format, part) { half_split(tensor, config.head_dim) } else { tensor })
+    }
+}
+
+/// Rows `(head, channel pair, half)` to `(head, half, channel pair)`.
+fn half_split<const D: usize>(tensor: Tensor<D>, head_dim: usize) -> Tensor<D> {
+    let shape = tensor.dims();
+    let (rows, columns) = (shape[0], shape[1..].iter().product::<usize>());
+    let pairs = tensor.reshape([rows / head_dim, head_dim / 2, 2, columns]);
+    pairs.swap_dims(1, 2).reshape(shape)
+}
+
+fn find(path: &Path, architecture: &str, names: fn(&'static dyn Family) -> &'static [&'static str]) -> Result<&'static dyn Family, ModelError> {
+    let family = families().iter().copied().find(|family| names(*family).contains(&architecture));
+    family.ok_or_else(|| {
+        let supported: Vec<&str> = families().iter().flat_map(|family| names(*family)).copied().collect();
+        ModelError::UnknownArchitecture { path: path.into(), architecture: architecture.into(), supported: supported.join(", ") }
+    })
+}
+
+fn read_json(path: &Path) -> Result<Map<String, Value>, ModelError> {
+    let io = |source| ModelError::Io { path: path.into(), source };
+    let bytes = std::fs::metadata(path).map_err(io)?.len();
+    let problem = |problem: String| ModelError::ConfigField { path: path.into(), field: "{}".into(), problem };
+    if bytes > MAX_CONFIG_BYTES {
+        return Err(problem(format!("has {bytes} bytes, at most {MAX_CONFIG_BYTES} are read")));
+    }
+    let text = std::fs::read(path).map_err(io)?;
+    serde_json::from_slice(&text).map_err(|error| problem(format!("is no JSON object ({error})")))
+}
+
+/// tokenizer.json with the special tokens of generation_config.json, or else config.json.
+fn folder_tokenizer(folder: &Path, name: &str) -> Result<ModelTokenizer, ModelError> {
+    let path = folder.join("tokenizer.json");
+    if !path.is_file() {
+        return Err(ModelError::NoTokenizer { name: name.into(), remedy: "put its tokenizer.json into the folder" });
+    }
+    let generation = folder.join("generation_config.json");
+    let settings = read_json(&if generation.is_file() { generation } else { folder.join("config.json") })?;
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let eos = match settings.get("eos_token_id") {
+        Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
+        Some(value) => id(value).into_iter().collect(),
+        None => Vec::new(),
+    };
+    let tokenizer = ModelTokenizer::from_file(&path)?;
+    let own = folder.join("tokenizer_config.json");
+    let adds = if own.is_file() { read_json(&own)?.get("add_bos_token").and_then(Value::as_bool) } else { None };
+    let adds = adds.unwrap_or(tokenizer.adds_bos());
+    let bos = settings.get("bos_token_id").and_then(id).or(tokenizer.bos());
+    Ok(tokenizer.with_special(bos, eos, adds)?)
+}

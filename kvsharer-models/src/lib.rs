@@ -1,0 +1,37 @@
+//! Decoder-only language models on burn, blind to who keeps their KV cache.
+//!
+//! [`open_model`] turns a name, a folder or a file into [`ModelFiles`]; [`ModelFiles::load`] gives a [`Decoder`], whose
+//! attention goes through a [`kvsharer_core::Cache`] under any stack of policies; [`generate`](fn@generate) continues a
+//! prompt. A model family is one file in [`family`].
+//!
+//! No backend is named here: the caller brings the burn `Device`.
+
+mod attention;
+mod catalogue;
+mod config;
+mod decoder;
+mod error;
+pub mod family;
+mod fetch;
+mod files;
+mod generate;
+pub mod import;
+mod linear;
+mod mlp;
+mod norm;
+mod random;
+mod sample;
+
+pub use attention::Attention;
+pub use catalogue::{CatalogueEntry, DEFAULT_MODEL, catalogue, fetch_model, fetched, open_model};
+pub use config::DecoderConfig;
+pub use decoder::{Decoder, DecoderLayer};
+pub use error::ModelError;
+pub use files::ModelFiles;
+pub use generate::{GenerateOptions, Generated, Stopped, generate};
+pub use import::ModelTokenizer;
+pub use linear::Linear;
+pub use mlp::Mlp;
+pub use norm::RmsNorm;
+pub use random::{random_config, random_shapes};
+pub use sample::{Sampler, Sampling};

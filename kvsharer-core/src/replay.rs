@@ -3,10 +3,11 @@
 use crate::attend::{Fresh, MaskCache, attend};
 use crate::{Attend, CacheError, CalibrationSet, EvidenceKind, LayerId, ModelShape, Sharing};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use rayon::prelude::*;
 use std::ops::Range;
 
 /// What a search needs of a model: its layers one by one. A user's own model becomes searchable by implementing it.
-pub trait SearchModel {
+pub trait SearchModel: Sync {
     /// Shapes of the layers' keys and values.
     fn shape(&self) -> &ModelShape;
 
@@ -189,7 +190,7 @@ fn host<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, CacheError> {
     tensor.try_into_vec_as::<f32>().map_err(|error| CacheError::Device(error.to_string()))
 }
 
-/// Runs every batch of `rows` samples of `set` through the untouched model.
+/// Runs every batch of `rows` samples of `set` through the untouched model, batches in parallel.
 pub(crate) fn batches<M: SearchModel>(model: &M, set: &CalibrationSet, rows: usize) -> Result<Vec<Batch>, CacheError> {
-    set.samples().chunks(rows.max(1)).map(|samples| Batch::new(model, samples)).collect()
+    set.samples().par_chunks(rows.max(1)).map(|samples| Batch::new(model, samples)).collect()
 }

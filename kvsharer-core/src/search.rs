@@ -5,6 +5,7 @@ use crate::replay::batches;
 use crate::{
     Averages, CacheError, CalibrationSet, Distance, Gate, LayerId, LayerMap, Order, Pair, SearchModel, Sharing,
 };
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -43,7 +44,8 @@ pub struct SearchOptions {
     pub threshold: f64,
     /// Seed of a random order.
     pub seed: u64,
-    /// Samples run at once.
+    /// Samples in one forward pass. Batches run in parallel on the host's threads: one batch a thread suits a CPU,
+    /// one batch for all samples suits a GPU.
     pub batch: usize,
     /// Give up after this many trials.
     pub max_trials: Option<usize>,
@@ -145,7 +147,7 @@ pub fn search<M: SearchModel>(
         candidate.share(pair.borrower, pair.donor);
         let sharing = Sharing::new(candidate.clone(), candidate.clone());
         let runs = batches
-            .iter()
+            .par_iter()
             .map(|batch| batch.try_from_layer(model, pair.borrower, &sharing))
             .collect::<Result<Vec<_>, _>>()?;
         layers_run += layers - pair.borrower.0;

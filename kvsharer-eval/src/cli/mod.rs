@@ -1,0 +1,114 @@
+//! The command line: one file a command; what they have in common is in `context` and `output`.
+
+mod context;
+mod demo;
+mod error;
+mod eval;
+mod fetch;
+mod generate;
+mod list;
+mod output;
+mod plan;
+mod search;
+
+use clap::{Args, Parser, Subcommand};
+use context::{DeviceArg, DtypeArg};
+use error::CliError;
+use std::process::ExitCode;
+
+/// Share KV caches between transformer layers: find which layers can share, run them, and measure what it saves and
+/// what it costs.
+#[derive(Parser)]
+#[command(name = "kvsharer", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    global: Global,
+}
+
+/// Options of every command.
+#[derive(Args, Clone)]
+struct Global {
+    /// Where to compute: cpu, cuda[:INDEX] or wgpu[:INDEX]
+    #[arg(long, global = true, default_value = "cpu")]
+    device: DeviceArg,
+    /// Type of weights, activations and cache
+    #[arg(long, global = true, value_enum, default_value_t = DtypeArg::F32)]
+    dtype: DtypeArg,
+    /// Seed of everything random
+    #[arg(long, global = true, default_value_t = 0)]
+    seed: u64,
+    /// Print a machine-readable result on stdout; progress and logs go to stderr
+    #[arg(long, global = true)]
+    json: bool,
+    /// Threads of the CPU; all cores if not given
+    #[arg(long, global = true, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The main job on the default model: search, then compare quality, bytes and speed
+    Demo(demo::DemoArgs),
+    /// Download a model and verify it
+    Fetch(fetch::FetchArgs),
+    /// List the models that can be given to --model
+    Models,
+    /// List the policies that can be given to --policy
+    Policies,
+    /// Find a sharing strategy by the paper's search
+    Search(search::SearchArgs),
+    /// Measure quality under a strategy and policies
+    Eval(eval::EvalArgs),
+    /// Continue a prompt
+    Generate(generate::GenerateArgs),
+    /// The exact bytes of a cache before anything runs
+    Plan(plan::PlanArgs),
+}
+
+/// Runs the program: exit code 0 for success, 2 for wrong usage, 1 for everything else that fails.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("KVSHARER_LOG").unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::complain(&format!("error: {error}"));
+            ExitCode::from(match error {
+                CliError::Usage(_) => 2,
+                CliError::Failure(_) => 1,
+            })
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), CliError> {
+    let global = cli.global;
+    if let Some(threads) = global.threads {
+        // Fails only if a pool exists already, and nothing has run yet.
+        rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global().map_err(CliError::failure)?;
+    }
+    match cli.command {
+        Command::Demo(args) => demo::run(&args, &global),
+        Command::Fetch(args) => fetch::run(&args, &global),
+        Command::Models => list::models(&global),
+        Command::Policies => list::policies(&global),
+        Command::Search(args) => search::run(&args, &global),
+        Command::Eval(args) => eval::run(&args, &global),
+        Command::Generate(args) => generate::run(&args, &global),
+        Command::Plan(args) => plan::run(&args, &global),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,66 @@
+//! What goes to stdout and stderr: results, tables, progress.
+
+use super::error::CliError;
+use comfy_table::{CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+/// Writes to stdout. A reader that went away (`| head`) is no error; a full disk is.
+pub(super) fn emit(text: &str) -> Result<(), CliError> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        result => result.map_err(CliError::failure),
+    }
+}
+
+/// Writes a line to stderr; if even that fails there is nobody to tell.
+pub(super) fn complain(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Prints `value` as JSON.
+pub(super) fn emit_json(value: &impl Serialize) -> Result<(), CliError> {
+    let text = serde_json::to_string_pretty(value).map_err(CliError::failure)?;
+    emit(&format!("{text}\n"))
+}
+
+/// A table with a header; columns after the first are numbers unless `text` says so.
+pub(super) fn table(header: &[&str], rows: &[Vec<String>], text: bool) -> String {
+    let mut table = Table::new();
+    table.load_style(UTF8_HORIZONTAL_ONLY).set_header(header);
+    for row in rows {
+        table.add_row(row);
+    }
+    if !text {
+        table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+    }
+    format!("{table}\n")
+}
+
+/// Bytes as people read them, in binary units.
+pub(super) fn human_bytes(bytes: usize) -> String {
+    indicatif::BinaryBytes(bytes as u64).to_string()
+}
+
+/// A bar over `length` steps on stderr; invisible where stderr is no terminal.
+pub(super) fn bar(length: u64, what: &str) -> ProgressBar {
+    let bar = ProgressBar::new(length);
+    let style = ProgressStyle::with_template("{prefix:>12} {wide_bar} {pos}/{len} {elapsed}<{eta} {msg}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_prefix(what.to_owned());
+    bar
+}
+
+/// A sign of life for work of unknown length; a plain line where stderr is no terminal.
+pub(super) fn spinner(what: &str) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        complain(what);
+    }
+    let spinner = ProgressBar::new_spinner();
+    spinner.set_message(what.to_owned());
+    spinner.enable_steady_tick(Duration::from_millis(120));
+    spinner
+}

@@ -1,7 +1,7 @@
 //! What goes to stdout and stderr: results, tables, progress.
 
 use super::error::CliError;
-use comfy_table::{CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
+use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
@@ -30,7 +30,8 @@ pub(super) fn emit_json(value: &impl Serialize) -> Result<(), CliError> {
 /// A table with a header; columns after the first are numbers unless `text` says so.
 pub(super) fn table(header: &[&str], rows: &[Vec<String>], text: bool) -> String {
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY).set_header(header);
+    let style = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
+    table.load_style(style).set_content_arrangement(ContentArrangement::Dynamic).set_header(header);
     for row in rows {
         table.add_row(row);
     }

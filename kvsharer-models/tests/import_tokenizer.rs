@@ -2,10 +2,11 @@
 
 mod import_support;
 
-use std::path::Path;
+
 
 use import_support::{GgufWriter, fixture, json, tokenizer_fault as fault};
 use kvsharer_models::import::{GgufFile, ImportError, ModelTokenizer, TokenizerFault};
+use kvsharer_models::{DEFAULT_MODEL, open_model};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -47,22 +48,15 @@ fn streamed(tokenizer: &ModelTokenizer, ids: &[u32], skip_special: bool) -> Stri
     pieces.concat()
 }
 
-/// Checks the GGUF tokenizer of SmolLM2-135M-Instruct; see fixtures/smollm2.py.
-fn check_smollm2(gguf: &Path) {
-    let tokenizer = ModelTokenizer::from_gguf(&GgufFile::open(gguf).unwrap()).unwrap();
+/// See fixtures/smollm2.py; the model is fetched if it is missing.
+#[test]
+fn smollm2_gives_the_recorded_ids() {
+    let tokenizer = open_model(DEFAULT_MODEL, 0).unwrap().tokenizer().unwrap();
     check_cases(&tokenizer, &json("smollm2_tokens.json")["cases"]);
     assert_eq!(
         (tokenizer.vocab_size(), tokenizer.bos(), tokenizer.eos()),
         (49152, Some(1), &[2][..])
     );
-}
-
-/// The 98 MB model is not in the project: `KVSHARER_SMOLLM2_GGUF` says where it is.
-#[test]
-fn smollm2_gives_the_recorded_ids() {
-    if let Some(path) = std::env::var_os("KVSHARER_SMOLLM2_GGUF") {
-        check_smollm2(Path::new(&path));
-    }
 }
 
 #[test]

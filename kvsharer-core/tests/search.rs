@@ -1,0 +1,107 @@
+//! The search on a toy model: what it skips, how it re-points, and that a trial re-runs only what it touches.
+
+use burn::tensor::{Device, Int, Tensor};
+use kvsharer_core::testing::{ToyModel, toy_tokens};
+use kvsharer_core::{
+    Attend, CacheError, CalibrationError, CalibrationSet, Gate, LayerId, ModelShape, Order, SearchError, SearchModel,
+    SearchOptions, search,
+};
+use std::sync::Mutex;
+
+const LAYERS: usize = 6;
+
+fn set(lengths: &[usize]) -> CalibrationSet {
+    CalibrationSet::new(lengths.iter().zip(0..).map(|(&length, seed)| toy_tokens(1, length, seed).remove(0)), 12).unwrap()
+}
+
+fn model() -> ToyModel {
+    ToyModel::new(LAYERS, 4, 2, 8, 5, &Device::flex())
+}
+
+/// Counts which layers run.
+struct Counting(ToyModel, Mutex<Vec<usize>>);
+
+impl SearchModel for Counting {
+    fn shape(&self) -> &ModelShape {
+        self.0.shape()
+    }
+    fn device(&self) -> Device {
+        self.0.device()
+    }
+    fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        self.0.embed(tokens)
+    }
+    fn layer<A: Attend>(&self, layer: LayerId, hidden: Tensor<3>, attention: &mut A) -> Result<Tensor<3>, CacheError> {
+        self.1.lock().unwrap().push(layer.0);
+        self.0.layer(layer, hidden, attention)
+    }
+    fn final_norm(&self, hidden: Tensor<3>) -> Tensor<3> {
+        self.0.final_norm(hidden)
+    }
+}
+
+#[test]
+fn a_trial_runs_the_layers_from_its_borrower_on_and_no_other() {
+    let model = Counting(model(), Mutex::default());
+    let found = search(&model, &set(&[12, 12]), &SearchOptions { threshold: -1.0, ..SearchOptions::new(3) }, |_| {}).unwrap();
+    let from = found.trials.iter().map(|trial| trial.borrower.0);
+    let expected: Vec<usize> = std::iter::once(0).chain(from).flat_map(|first| first..LAYERS).collect();
+    assert_eq!(*model.1.lock().unwrap(), expected);
+    assert_eq!(found.layers_run, expected.len());
+}
+
+#[test]
+fn incremental_trials_give_the_similarity_of_the_whole_shared_model() {
+    let (model, set) = (model(), set(&[12, 9, 5]));
+    for gate in [Gate::Code, Gate::Paper] {
+        let options = |order, share| SearchOptions { threshold: -1.0, gate, order, ..SearchOptions::new(share) };
+        let stepwise = search(&model, &set, &options(Order::Dissimilar, 4), |_| {}).unwrap();
+        // A search for one layer less ends at the trial before; in other batches the same numbers come out.
+        let batched = search(&model, &set, &SearchOptions { batch: 1, ..options(Order::Dissimilar, 4) }, |_| {}).unwrap();
+        assert_eq!(stepwise.map, batched.map);
+        for (a, b) in stepwise.trials.iter().zip(&batched.trials) {
+            assert!((a.similarity - b.similarity).abs() < 1e-5 && (a.distance - b.distance).abs() < 1e-5, "{a:?} {b:?}");
+        }
+    }
+}
+
+#[test]
+fn shorter_samples_are_used_and_counted_with_their_own_tokens() {
+    let set = set(&[12, 3, 20, 0]);
+    assert_eq!((set.samples().len(), set.tokens()), (3, 12 + 3 + 12));
+    assert!(search(&model(), &set, &SearchOptions::new(1), |_| {}).is_ok());
+}
+
+#[test]
+fn an_empty_set_is_refused() {
+    assert_eq!(CalibrationSet::new([vec![], vec![]], 64).unwrap_err(), CalibrationError::Empty);
+    assert_eq!(CalibrationSet::new([vec![1]], 0).unwrap_err(), CalibrationError::NoTokens);
+}
+
+#[test]
+fn a_threshold_nothing_passes_leaves_the_map_empty_and_says_so() {
+    let found = search(&model(), &set(&[12]), &SearchOptions { threshold: 1.0, ..SearchOptions::new(2) }, |_| {}).unwrap();
+    assert!(found.map.is_empty());
+    assert_eq!(found.trials.len(), LAYERS * (LAYERS - 1) / 2);
+    assert!(found.trials.iter().all(|trial| !trial.accepted));
+}
+
+#[test]
+fn impossible_shares_and_thresholds_are_refused() {
+    let run = |options: SearchOptions| search(&model(), &set(&[4]), &options, |_| {}).unwrap_err();
+    for share in [0, LAYERS, LAYERS + 1] {
+        assert_eq!(run(SearchOptions::new(share)), SearchError::BadShare { requested: share, layers: LAYERS });
+    }
+    assert!(matches!(run(SearchOptions { threshold: f64::NAN, ..SearchOptions::new(1) }), SearchError::BadThreshold(_)));
+}
+
+#[test]
+fn all_layers_but_the_first_can_share_and_every_donor_owns_its_cache() {
+    for order in [Order::Dissimilar, Order::Similar, Order::Random] {
+        let options = SearchOptions { threshold: -1.0, order, seed: 4, ..SearchOptions::new(LAYERS - 1) };
+        let mut watched = 0;
+        let found = search(&model(), &set(&[12, 12]), &options, |progress| watched = progress.map.len()).unwrap();
+        assert_eq!((found.map.len(), watched), (LAYERS - 1, LAYERS - 1));
+        assert!(found.map.iter().all(|(_, donor)| found.map.donor(donor).is_none()));
+    }
+}

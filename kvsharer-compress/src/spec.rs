@@ -103,7 +103,8 @@ impl<'a> Spec<'a> {
             return Ok(default);
         };
         let number = value.parse().ok().filter(|number| range.contains(number));
-        number.ok_or_else(|| self.bad(option, value, format!("a whole number from {} to {}", range.start(), range.end())))
+        number
+            .ok_or_else(|| self.bad(option, value, format!("a whole number from {} to {}", range.start(), range.end())))
     }
 
     /// One of `choices`; the first is the default.

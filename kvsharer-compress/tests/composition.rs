@@ -112,14 +112,16 @@ fn streaming_llm_equals_a_simulation_that_rotates_every_key_anew() {
             let mut cache = Cache::new(model.shape(), stack, model.cache_options(2, 64), &Device::flex()).unwrap();
             let layers = model.shape().len();
             let (keys, values) = (vec![Vec::new(); layers], vec![Vec::new(); layers]);
-            let mut simulation = Simulation { model: &model, sharing: &sharing, positions: 0..0, keys, values, old: Vec::new() };
+            let mut simulation =
+                Simulation { model: &model, sharing: &sharing, positions: 0..0, keys, values, old: Vec::new() };
             let mut list: Vec<usize> = Vec::new();
             for chunk in chunks {
                 let start = cache.seen();
                 streaming(&mut list, chunk, SINKS, WINDOW);
                 // Cache slots: relative to the query, the sinks stand right before the window.
                 let gap = if original || list.is_empty() { 0 } else { start - list.len() };
-                simulation.old = list.iter().enumerate().map(|(i, &t)| (t, if i < SINKS { t + gap } else { t })).collect();
+                simulation.old =
+                    list.iter().enumerate().map(|(i, &t)| (t, if i < SINKS { t + gap } else { t })).collect();
                 simulation.positions = start..start + chunk;
                 let expected = model.forward(&tokens, start..start + chunk, &mut simulation).unwrap();
                 cache.begin(chunk).unwrap();
@@ -152,7 +154,10 @@ fn every_policy_with_any_sharing_keeps_the_same_tokens_in_donor_and_readers_and_
                 model.forward(&tokens, start..start + 4, &mut cache).unwrap();
                 assert_eq!(cache.bytes(), planned, "{spec} after {start}");
                 for map in [sharing.keys(), sharing.values()] {
-                    assert!(map.iter().all(|(reader, donor)| kept(&cache, reader.0) == kept(&cache, donor.0)), "{spec}");
+                    assert!(
+                        map.iter().all(|(reader, donor)| kept(&cache, reader.0) == kept(&cache, donor.0)),
+                        "{spec}"
+                    );
                 }
             }
         }
@@ -195,7 +200,9 @@ fn two_evictors_without_an_order_are_a_plan_error() {
     let stack = || Stack::new().with(StreamingLlm::new(2, 8)).with(StreamingLlm::new(2, 6));
     let plan = |stack| kvsharer_core::Plan::new(model.shape(), &stack);
     let error = plan(stack()).unwrap_err();
-    assert!(matches!(&error, PlanError::TwoEvictors { first, second, .. } if first.contains("window=8") && second.contains("window=6")));
+    assert!(
+        matches!(&error, PlanError::TwoEvictors { first, second, .. } if first.contains("window=8") && second.contains("window=6"))
+    );
     let ordered = plan(stack().evict_in_order()).unwrap();
     assert!(ordered.groups().iter().all(|group| group.budget == Some(8)));
 }

@@ -3,7 +3,8 @@
 use crate::attend::{Fresh, MaskCache, attend};
 use crate::store::{Kept, Store};
 use crate::{
-    CacheError, Eviction, Group, GroupId, GroupState, Kv, LayerId, ModelShape, Plan, PlanError, Positions, Rope, Stack, axis,
+    CacheError, Eviction, Group, GroupId, GroupState, Kv, LayerId, ModelShape, Plan, PlanError, Positions, Rope, Stack,
+    axis,
 };
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use std::ops::Range;
@@ -97,7 +98,12 @@ impl<'p> Cache<'p> {
     ///
     /// # Errors
     /// [`PlanError`] if the policies do not fit together or the model.
-    pub fn new(model: &ModelShape, stack: Stack<'p>, options: CacheOptions, device: &Device) -> Result<Self, PlanError> {
+    pub fn new(
+        model: &ModelShape,
+        stack: Stack<'p>,
+        options: CacheOptions,
+        device: &Device,
+    ) -> Result<Self, PlanError> {
         let plan = Plan::new(model, &stack)?;
         let store = Store::allocate(&plan, options.batch, options.tokens, options.dtype, device);
         Ok(Self {
@@ -234,7 +240,9 @@ impl<'p> Cache<'p> {
         let cells = &mut self.groups[id.0];
         if let Positions::CacheSlot { sinks } = group.positions {
             if start != sinks {
-                let what = format!("evicts tokens {start}..{end}, but with cache-slot positions a span must start behind the {sinks} sinks");
+                let what = format!(
+                    "evicts tokens {start}..{end}, but with cache-slot positions a span must start behind the {sinks} sinks"
+                );
                 return Err(bad_eviction(group, &self.stack, evictor, what));
             }
             if cells.gap == 0 {
@@ -277,7 +285,9 @@ impl<'p> Cache<'p> {
                 if [batch, heads] != [self.options.batch, group.kv_heads] || count > len {
                     let what = format!(
                         "keeps {:?} of {len} cells, expected [batch {}, kv_heads {}, at most {len}]",
-                        keep.dims(), self.options.batch, group.kv_heads
+                        keep.dims(),
+                        self.options.batch,
+                        group.kv_heads
                     );
                     return Err(bad(self, what));
                 }

@@ -33,10 +33,7 @@ impl CalibrationSet {
     ///
     /// # Errors
     /// [`CalibrationError`] if nothing is left.
-    pub fn new(
-        samples: impl IntoIterator<Item = Vec<u32>>,
-        sample_tokens: usize,
-    ) -> Result<Self, CalibrationError> {
+    pub fn new(samples: impl IntoIterator<Item = Vec<u32>>, sample_tokens: usize) -> Result<Self, CalibrationError> {
         if sample_tokens == 0 {
             return Err(CalibrationError::NoTokens);
         }
@@ -90,7 +87,9 @@ impl Averages {
         let positions = batches.iter().map(Batch::width).max().unwrap_or(0);
         let reach = |position| batches.iter().flat_map(Batch::lengths).filter(|&&length| length > position).count();
         let counts: Vec<f64> = (0..positions).map(|position| reach(position) as f64).collect();
-        let average = |layer: usize, pick: for<'a> fn(&'a Batch, usize) -> Option<&'a Tensor<4>>| -> Result<Vec<f64>, CacheError> {
+        let average = |layer: usize,
+                       pick: for<'a> fn(&'a Batch, usize) -> Option<&'a Tensor<4>>|
+         -> Result<Vec<f64>, CacheError> {
             let KvShape { kv_heads, head_dim, .. } = model.layers()[layer];
             let mut total = vec![0.0; kv_heads * positions * head_dim];
             for batch in batches {

@@ -41,7 +41,9 @@ pub enum PlanError {
         second: String,
     },
     /// Evictors run in order want different evidence or positions.
-    #[error("layer {layer}: `{policy}` wants other evidence or key positions than the evictor before it; use one of them")]
+    #[error(
+        "layer {layer}: `{policy}` wants other evidence or key positions than the evictor before it; use one of them"
+    )]
     EvictorsClash {
         /// First layer of the group.
         layer: LayerId,

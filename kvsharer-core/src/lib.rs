@@ -1,41 +1,95 @@
-//! wip
+//! Where a transformer layer's KV cache lives, and which tokens stay in it.
+//!
+//! KVSharer (arXiv 2410.18517) lets a layer read an earlier layer's keys and values instead of keeping its own. This
+//! crate is the part of it that knows no model and names no backend:
+//!
+//! - [`LayerKvPolicy`] is the plugin trait; a [`Stack`] composes policies, [`Sharing`] applies a map of layers.
+//! - [`Plan`] freezes a stack's answers for a model, validates them, and tells the exact bytes before anything runs.
+//! - [`Cache`] carries a plan out. A model calls [`Attend::attend`] once for every layer and sees nothing else; a
+//!   borrower's projections are never computed.
+//! - [`search`](fn@search) finds a map for any [`SearchModel`], and [`Strategy`] is the file it is kept in.
+//!
+//! # A policy of your own
+//!
+//! One that keeps the last few tokens and goes into a stack beside a sharing map:
+//!
+//! ```
+//! use burn::tensor::{Device, DType, Tensor};
+//! use kvsharer_core::*;
+//!
+//! struct Newest(usize);
+//!
+//! impl LayerKvPolicy for Newest {
+//!     fn name(&self) -> String {
+//!         format!("newest:tokens={}", self.0)
+//!     }
+//!     fn budget(&self, _group: &Group) -> Option<usize> {
+//!         Some(self.0)
+//!     }
+//!     fn evict(&mut self, _group: &Group, state: &GroupState) -> Eviction {
+//!         let excess = (state.len + state.incoming).saturating_sub(self.0);
+//!         Eviction::Span { start: 0, end: excess.min(state.len) }
+//!     }
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let device = Device::flex();
+//! let model = ModelShape::uniform(4, KvShape::new(2, 8)); // 4 layers, 2 key-value heads of 8 channels
+//! let stack = Stack::new().with(Sharing::both([(3, 1)])?).with(Newest(6));
+//! let options = CacheOptions { batch: 1, tokens: 100, dtype: DType::F32, rope: None };
+//! let mut cache = Cache::new(&model, stack, options, &device)?;
+//! for _token in 0..20 {
+//!     cache.begin(1)?;
+//!     for layer in model.ids() {
+//!         let query = Tensor::ones([1, 4, 1, 8], &device); // 4 query heads
+//!         let projection = || Tensor::ones([1, 2, 1, 8], &device); // not called for layer 3
+//!         cache.attend(layer, query, projection, projection)?;
+//!     }
+//! }
+//! assert_eq!(cache.bytes(), 3 * 2 * (2 * 6 * 8) * 4); // 3 owners, keys and values, 6 cells
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
-#![deny(missing_docs)]
+
 mod attend;
 mod cache;
 mod calibrate;
 mod distance;
+mod error;
 mod fs;
 mod gate;
-mod replay;
-mod search;
-mod strategy;
-mod error;
 mod ids;
 mod plan;
 mod policy;
+mod replay;
 mod rope;
+mod search;
 mod shape;
 mod sharing;
 mod stack;
 mod store;
+mod strategy;
 #[cfg(feature = "testing")]
 pub mod testing;
-pub use attend::*;
-pub use cache::*;
-pub use error::*;
-pub use ids::*;
-pub use plan::*;
-pub use policy::*;
-pub use rope::*;
-pub use shape::*;
-pub use sharing::*;
-pub use stack::*;
-pub use calibrate::*;
-pub use distance::*;
-pub use fs::*;
-pub use gate::*;
+
+pub use attend::{Fresh, MaskCache, attend};
+pub use cache::{Attend, Cache, CacheOptions, KeptTokens};
+pub use calibrate::{Averages, CalibrationError, CalibrationSet};
+pub use distance::{Distance, Order, Pair};
+pub use error::{CacheError, PlanError};
+pub use fs::write_atomically;
+pub use gate::Gate;
+pub use ids::{GroupId, LayerId, SlotId, axis};
+pub use plan::{Group, LayerSlots, Plan, Slot};
+pub use policy::{
+    Eviction, Evidence, EvidenceKind, FullCache, GroupState, Kv, LayerKvPolicy, Positions, Route, Source, Storage,
+};
 pub use replay::SearchModel;
-pub use search::*;
+pub use rope::{Rope, RopeTable};
+pub use search::{Found, Progress, SearchError, SearchOptions, Trial, search};
+pub use shape::{KvShape, ModelShape};
+pub use sharing::{LayerMap, Sharing};
+pub use stack::Stack;
 pub use store::Store;
-pub use strategy::*;
+pub use strategy::{CalibrationRecord, Fingerprint, SearchRecord, Strategy, StrategyError};

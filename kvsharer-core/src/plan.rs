@@ -1,8 +1,8 @@
 //! The frozen answer to "where": which buffer every layer reads, and what it all costs.
 
 use crate::{
-    EvidenceKind, GroupId, Kv, KvShape, LayerId, ModelShape, PlanError, Positions, Route, SlotId, Source,
-    Stack, Storage,
+    EvidenceKind, GroupId, Kv, KvShape, LayerId, ModelShape, PlanError, Positions, Route, SlotId, Source, Stack,
+    Storage,
 };
 
 /// One buffer: the keys or the values of its owner, `[batch, kv_head, cell, head_dim]`.
@@ -94,20 +94,13 @@ impl Plan {
     /// # Errors
     /// [`PlanError`] names the layers and policies that clash.
     pub fn new(model: &ModelShape, stack: &Stack<'_>) -> Result<Self, PlanError> {
-        let routes = model
-            .ids()
-            .map(|layer| route(layer, stack))
-            .collect::<Result<Vec<_>, _>>()?;
+        let routes = model.ids().map(|layer| route(layer, stack)).collect::<Result<Vec<_>, _>>()?;
         let (layers, mut slots) = assign_slots(model, &routes)?;
         let mut groups = form_groups(&layers, &mut slots);
         for group in &mut groups {
             ask_policies(group, &mut slots, stack)?;
         }
-        Ok(Self {
-            layers,
-            slots,
-            groups,
-        })
+        Ok(Self { layers, slots, groups })
     }
 
     /// The slots every layer reads, in order of layers.
@@ -159,13 +152,7 @@ impl Plan {
     /// plus the largest sum of groups in flight, which hold old cells and the chunk in full until their last reader.
     ///
     /// `tokens` counts the whole sequence, `chunk` the largest single forward pass.
-    pub fn prefill_peak_bytes(
-        &self,
-        batch: usize,
-        tokens: usize,
-        chunk: usize,
-        element_bytes: usize,
-    ) -> usize {
+    pub fn prefill_peak_bytes(&self, batch: usize, tokens: usize, chunk: usize, element_bytes: usize) -> usize {
         let chunk = chunk.min(tokens);
         let in_flight_at = |layer: LayerId| -> usize {
             let written = |slot: &&Slot| {
@@ -204,26 +191,17 @@ fn token_bytes(slot: &Slot, batch: usize, element_bytes: usize) -> usize {
 
 /// The one answer among `stack` to where `layer` reads.
 fn route(layer: LayerId, stack: &Stack<'_>) -> Result<Route, PlanError> {
-    let mut answers = stack
-        .members()
-        .filter_map(|policy| policy.route(layer).map(|route| (policy, route)));
+    let mut answers = stack.members().filter_map(|policy| policy.route(layer).map(|route| (policy, route)));
     let Some((first, route)) = answers.next() else {
         return Ok(Route::default());
     };
     match answers.next() {
         None => Ok(route),
-        Some((second, _)) => Err(PlanError::TwoRouters {
-            layer,
-            first: first.name(),
-            second: second.name(),
-        }),
+        Some((second, _)) => Err(PlanError::TwoRouters { layer, first: first.name(), second: second.name() }),
     }
 }
 
-fn assign_slots(
-    model: &ModelShape,
-    routes: &[Route],
-) -> Result<(Vec<LayerSlots>, Vec<Slot>), PlanError> {
+fn assign_slots(model: &ModelShape, routes: &[Route]) -> Result<(Vec<LayerSlots>, Vec<Slot>), PlanError> {
     let mut slots: Vec<Slot> = Vec::new();
     let mut layers: Vec<LayerSlots> = Vec::new();
     for (layer, route) in model.ids().zip(routes) {
@@ -286,13 +264,7 @@ fn check_donor(
     }
     let (mine, theirs) = (model.layers()[layer.0], model.layers()[donor.0]);
     if mine != theirs {
-        return Err(PlanError::ShapeMismatch {
-            kind,
-            layer,
-            donor,
-            mine,
-            theirs,
-        });
+        return Err(PlanError::ShapeMismatch { kind, layer, donor, mine, theirs });
     }
     Ok(())
 }
@@ -352,11 +324,7 @@ fn ask_policies(group: &mut Group, slots: &mut [Slot], stack: &Stack<'_>) -> Res
     for (index, policy) in stack.members().enumerate() {
         if let Some(storage) = policy.storage(group) {
             if let Some(first) = stored_by.replace(policy.name()) {
-                return Err(PlanError::TwoStorages {
-                    layer: group.first(),
-                    first,
-                    second: policy.name(),
-                });
+                return Err(PlanError::TwoStorages { layer: group.first(), first, second: policy.name() });
             }
             for &slot in &group.slots {
                 slots[slot.0].storage = storage;
@@ -366,10 +334,7 @@ fn ask_policies(group: &mut Group, slots: &mut [Slot], stack: &Stack<'_>) -> Res
             continue;
         };
         if budget == 0 {
-            return Err(PlanError::EmptyBudget {
-                layer: group.first(),
-                policy: policy.name(),
-            });
+            return Err(PlanError::EmptyBudget { layer: group.first(), policy: policy.name() });
         }
         if let Some(&first) = group.evictors.first()
             && !stack.evicts_in_order()
@@ -385,10 +350,7 @@ fn ask_policies(group: &mut Group, slots: &mut [Slot], stack: &Stack<'_>) -> Res
             && (positions != group.positions
                 || (evidence != EvidenceKind::None && group.evidence != EvidenceKind::None));
         if clash {
-            return Err(PlanError::EvictorsClash {
-                layer: group.first(),
-                policy: policy.name(),
-            });
+            return Err(PlanError::EvictorsClash { layer: group.first(), policy: policy.name() });
         }
         group.positions = positions;
         if evidence != EvidenceKind::None {

@@ -68,7 +68,12 @@ impl Batch {
 
     /// Runs the samples under `sharing`, which differs from the accepted map only from `layer` on. No layer below is
     /// computed again.
-    pub(crate) fn try_from_layer<M: SearchModel>(&self, model: &M, layer: LayerId, sharing: &Sharing) -> Result<Run, CacheError> {
+    pub(crate) fn try_from_layer<M: SearchModel>(
+        &self,
+        model: &M,
+        layer: LayerId,
+        sharing: &Sharing,
+    ) -> Result<Run, CacheError> {
         Run::forward(model, layer, self.run.inputs[layer.0].clone(), sharing, &self.run)
     }
 
@@ -94,7 +99,8 @@ impl Batch {
     /// Own keys (or values) of a layer summed over the samples, `[kv_head, position, head_dim]`; padding counts as 0.
     pub(crate) fn sum(&self, tensor: &Tensor<4>) -> Result<Vec<f32>, CacheError> {
         let width = self.width();
-        let valid = self.lengths.iter().flat_map(|&length| (0..width).map(move |position| f32::from(position < length)));
+        let valid =
+            self.lengths.iter().flat_map(|&length| (0..width).map(move |position| f32::from(position < length)));
         let valid = TensorData::new(valid.collect::<Vec<f32>>(), [self.lengths.len(), 1, width, 1]);
         let valid = Tensor::<4>::from_data(valid, &tensor.device());
         host((tensor.clone().cast(DType::F32) * valid).sum_dim(0))
@@ -122,7 +128,13 @@ impl Batch {
 }
 
 impl Run {
-    fn forward<M: SearchModel>(model: &M, from: LayerId, hidden: Tensor<3>, sharing: &Sharing, below: &Run) -> Result<Self, CacheError> {
+    fn forward<M: SearchModel>(
+        model: &M,
+        from: LayerId,
+        hidden: Tensor<3>,
+        sharing: &Sharing,
+        below: &Run,
+    ) -> Result<Self, CacheError> {
         let tokens = hidden.dims()[1];
         let mut replay = Replay {
             sharing,

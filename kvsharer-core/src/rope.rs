@@ -26,9 +26,7 @@ impl Rope {
 
     /// Frequencies computed elsewhere (scaled variants), one for each pair of channels.
     pub fn from_inverse_frequencies(inverse_frequencies: Vec<f64>) -> Self {
-        Self {
-            inverse_frequencies,
-        }
+        Self { inverse_frequencies }
     }
 
     /// Channels of a head.

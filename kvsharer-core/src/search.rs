@@ -165,7 +165,13 @@ pub fn search<M: SearchModel>(
             batches.iter_mut().zip(runs).for_each(|(batch, run)| batch.accept(run));
         }
         trials.push(trial);
-        watch(Progress { trial: &trial, map: &map, requested: options.share, looked_at: index + 1, pairs: ranking.len() });
+        watch(Progress {
+            trial: &trial,
+            map: &map,
+            requested: options.share,
+            looked_at: index + 1,
+            pairs: ranking.len(),
+        });
     }
     Ok(Found { map, ranking, trials, layers_run })
 }

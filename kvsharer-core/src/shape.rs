@@ -17,11 +17,7 @@ pub struct KvShape {
 impl KvShape {
     /// A layer without a sliding window.
     pub fn new(kv_heads: usize, head_dim: usize) -> Self {
-        Self {
-            kv_heads,
-            head_dim,
-            window: None,
-        }
+        Self { kv_heads, head_dim, window: None }
     }
 }
 

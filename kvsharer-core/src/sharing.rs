@@ -13,10 +13,7 @@ impl LayerMap {
     /// # Errors
     /// [`PlanError::DonorNotEarlier`] if a donor does not come before its borrower, [`PlanError::TwoDonors`] if a
     /// borrower is named twice.
-    pub fn resolve<L: Into<LayerId>>(
-        kind: Kv,
-        pairs: impl IntoIterator<Item = (L, L)>,
-    ) -> Result<Self, PlanError> {
+    pub fn resolve<L: Into<LayerId>>(kind: Kv, pairs: impl IntoIterator<Item = (L, L)>) -> Result<Self, PlanError> {
         let mut map = BTreeMap::new();
         for (borrower, donor) in pairs {
             let (layer, donor) = (borrower.into(), donor.into());
@@ -26,12 +23,7 @@ impl LayerMap {
             if let Some(first) = map.insert(layer, donor)
                 && first != donor
             {
-                return Err(PlanError::TwoDonors {
-                    kind,
-                    layer,
-                    first,
-                    second: donor,
-                });
+                return Err(PlanError::TwoDonors { kind, layer, first, second: donor });
             }
         }
         // Donors come first, so one pass in ascending order meets every donor already resolved.
@@ -95,9 +87,7 @@ impl Sharing {
     ///
     /// # Errors
     /// As [`LayerMap::resolve`].
-    pub fn both<L: Into<LayerId>>(
-        pairs: impl IntoIterator<Item = (L, L)>,
-    ) -> Result<Self, PlanError> {
+    pub fn both<L: Into<LayerId>>(pairs: impl IntoIterator<Item = (L, L)>) -> Result<Self, PlanError> {
         let keys = LayerMap::resolve(Kv::Key, pairs)?;
         Ok(Self::new(keys.clone(), keys))
     }
@@ -128,10 +118,7 @@ impl LayerKvPolicy for Sharing {
 
     fn route(&self, layer: LayerId) -> Option<Route> {
         let source = |map: &LayerMap| map.donor(layer).map_or(Source::Own, Source::Borrow);
-        Some(Route {
-            key: source(&self.keys),
-            value: source(&self.values),
-        })
+        Some(Route { key: source(&self.keys), value: source(&self.values) })
     }
 }
 

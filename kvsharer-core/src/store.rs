@@ -34,7 +34,8 @@ impl Store {
     pub fn allocate(plan: &Plan, batch: usize, tokens: usize, dtype: DType, device: &Device) -> Self {
         let slots = plan.slots().iter().map(|slot| {
             let group = plan.group(slot.group);
-            let zeros = |cells| Tensor::zeros([batch, slot.shape.kv_heads, cells, slot.shape.head_dim], (device, dtype));
+            let zeros =
+                |cells| Tensor::zeros([batch, slot.shape.kv_heads, cells, slot.shape.head_dim], (device, dtype));
             let sinks = group.original_sinks(tokens);
             SlotBuffer {
                 buffer: Some(zeros(group.capacity(tokens))),
@@ -42,9 +43,7 @@ impl Store {
                 originals: (slot.kind == Kv::Key && sinks > 0).then(|| zeros(sinks)),
             }
         });
-        Self {
-            slots: slots.collect(),
-        }
+        Self { slots: slots.collect() }
     }
 
     /// Bytes of all buffers, counted from the tensors themselves; tokens in flight are counted while they fly.
@@ -75,11 +74,8 @@ impl Store {
         for run in runs(cells) {
             let tokens = written..written + run.len();
             written = tokens.end;
-            let part = if tokens.len() == cells.len() {
-                values.clone()
-            } else {
-                values.clone().slice_dim(axis::CELL, tokens)
-            };
+            let part =
+                if tokens.len() == cells.len() { values.clone() } else { values.clone().slice_dim(axis::CELL, tokens) };
             slot.assign(run, part);
         }
     }

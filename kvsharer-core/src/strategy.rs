@@ -1,6 +1,9 @@
 //! The strategy file: a sharing map, where it came from, and every trial that led to it.
 
-use crate::{Distance, Found, Gate, Kv, LayerId, LayerMap, Order, PlanError, SearchOptions, Sharing, Trial, CalibrationSet, write_atomically};
+use crate::{
+    CalibrationSet, Distance, Found, Gate, Kv, LayerId, LayerMap, Order, PlanError, SearchOptions, Sharing, Trial,
+    write_atomically,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -41,7 +44,9 @@ pub enum StrategyError {
         bytes: u64,
     },
     /// A schema this library does not know.
-    #[error("strategy version {found} is not supported, this library reads version {VERSION}: update kvsharer or search again")]
+    #[error(
+        "strategy version {found} is not supported, this library reads version {VERSION}: update kvsharer or search again"
+    )]
     Version {
         /// The version in the file.
         found: u32,
@@ -50,7 +55,9 @@ pub enum StrategyError {
     #[error("the strategy's map is invalid: {0}")]
     Map(#[from] PlanError),
     /// A strategy found on another model.
-    #[error("the strategy was found on another model: {field} is {theirs}, the loaded model's is {ours}; search again on this model")]
+    #[error(
+        "the strategy was found on another model: {field} is {theirs}, the loaded model's is {ours}; search again on this model"
+    )]
     OtherModel {
         /// What differs.
         field: &'static str,
@@ -236,7 +243,8 @@ impl Strategy {
     /// # Errors
     /// [`PlanError`] if the maps were changed by hand after loading.
     pub fn sharing(&self) -> Result<Sharing, PlanError> {
-        let resolve = |kind, map: &BTreeMap<LayerId, LayerId>| LayerMap::resolve(kind, map.iter().map(|(&b, &d)| (b, d)));
+        let resolve =
+            |kind, map: &BTreeMap<LayerId, LayerId>| LayerMap::resolve(kind, map.iter().map(|(&b, &d)| (b, d)));
         Ok(Sharing::new(resolve(Kv::Key, &self.key_map)?, resolve(Kv::Value, &self.value_map)?))
     }
 }

@@ -90,7 +90,12 @@ impl ToyModel {
     ///
     /// # Errors
     /// Whatever the attention refuses.
-    pub fn forward<A: Attend>(&self, tokens: &[Vec<u32>], range: Range<usize>, attention: &mut A) -> Result<Tensor<3>, CacheError> {
+    pub fn forward<A: Attend>(
+        &self,
+        tokens: &[Vec<u32>],
+        range: Range<usize>,
+        attention: &mut A,
+    ) -> Result<Tensor<3>, CacheError> {
         let ids: Vec<i64> = tokens.iter().flat_map(|row| row[range.clone()].iter().map(|&id| i64::from(id))).collect();
         let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [tokens.len(), range.len()]), &self.device());
         let mut hidden = self.embed(ids);

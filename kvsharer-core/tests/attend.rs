@@ -56,7 +56,9 @@ impl Case {
             let total: f64 = exp.iter().sum();
             let row: Vec<f64> = exp.iter().map(|e| e / total).collect();
             for channel in 0..DIM {
-                output.push(row.iter().enumerate().map(|(cell, w)| w * f64::from(v[(base + cell) * DIM + channel])).sum());
+                output.push(
+                    row.iter().enumerate().map(|(cell, w)| w * f64::from(v[(base + cell) * DIM + channel])).sum(),
+                );
             }
             weights.push(row);
         }
@@ -64,7 +66,8 @@ impl Case {
     }
 
     fn run(&self, kind: EvidenceKind) -> (Vec<f32>, Option<Evidence>) {
-        let [q, k, v] = self.tensors().map(|(data, shape)| Tensor::<4>::from_data(TensorData::new(data, shape), &Device::flex()));
+        let [q, k, v] =
+            self.tensors().map(|(data, shape)| Tensor::<4>::from_data(TensorData::new(data, shape), &Device::flex()));
         let (output, evidence) = attend(q, k, v, &self.fresh, kind, &mut MaskCache::default());
         (output.try_into_vec_as::<f32>().unwrap(), evidence)
     }

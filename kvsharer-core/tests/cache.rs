@@ -4,7 +4,8 @@
 use burn::tensor::{DType, Device, Tensor};
 use kvsharer_core::testing::{ToyModel, max_difference, toy_tokens};
 use kvsharer_core::{
-    Attend, Cache, CacheError, CacheOptions, Kv, KvShape, LayerId, LayerMap, ModelShape, Plan, SearchModel, Sharing, Stack,
+    Attend, Cache, CacheError, CacheOptions, Kv, KvShape, LayerId, LayerMap, ModelShape, Plan, SearchModel, Sharing,
+    Stack,
 };
 use proptest::prelude::*;
 
@@ -96,7 +97,8 @@ impl Attend for Uncached<'_> {
         };
         let scores = query.matmul(repeat(keys).swap_dims(2, 3)) / (dim as f64).sqrt();
         let future = Tensor::<2>::ones([tokens, tokens], &scores.device()).triu(1).bool();
-        let scores = scores.mask_fill(future.unsqueeze::<4>().expand([batch, heads, tokens, tokens]), f32::NEG_INFINITY);
+        let scores =
+            scores.mask_fill(future.unsqueeze::<4>().expand([batch, heads, tokens, tokens]), f32::NEG_INFINITY);
         Ok(burn::tensor::activation::softmax(scores, 3).matmul(repeat(values)))
     }
 }
@@ -113,8 +115,14 @@ fn a_borrowers_projections_are_never_called() {
         let (mut key_called, mut value_called) = (false, false);
         let kv = || Tensor::<4>::ones([1, 2, 2, 8], &Device::flex());
         let query = Tensor::<4>::ones([1, 6, 2, 8], &Device::flex());
-        let key = || { key_called = true; kv() };
-        let value = || { value_called = true; kv() };
+        let key = || {
+            key_called = true;
+            kv()
+        };
+        let value = || {
+            value_called = true;
+            kv()
+        };
         cache.attend(layer, query, key, value).unwrap();
         called.push((key_called, value_called));
     }

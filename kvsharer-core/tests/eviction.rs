@@ -3,8 +3,8 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use kvsharer_core::testing::{ToyModel, toy_tokens};
 use kvsharer_core::{
-    Cache, CacheError, Evidence, EvidenceKind, Eviction, Group, GroupState, KeptTokens, LayerId, LayerKvPolicy, Positions,
-    SearchModel, Sharing, Stack,
+    Cache, CacheError, Eviction, Evidence, EvidenceKind, Group, GroupState, KeptTokens, LayerId, LayerKvPolicy,
+    Positions, SearchModel, Sharing, Stack,
 };
 
 /// Keeps the `budget` cells of the greatest key mass, summed over readers and query group (H2O without its window).

@@ -53,7 +53,9 @@ fn a_chain_is_refused_and_named() {
 fn two_routers_are_refused_and_named() {
     let stack = Stack::new().with(Sharing::both([(2, 0)]).unwrap()).with(Routes(vec![Route::default(); 3]));
     let error = Plan::new(&shape(3), &stack).unwrap_err();
-    assert!(matches!(&error, PlanError::TwoRouters { first, second, .. } if first == "sharing:2=0" && second == "routes"));
+    assert!(
+        matches!(&error, PlanError::TwoRouters { first, second, .. } if first == "sharing:2=0" && second == "routes")
+    );
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Strategy files: what is written is read, what is broken is refused with the reason, nothing panics.
 
 use kvsharer_core::{
-    CalibrationSet, Fingerprint, Found, LayerId, LayerMap, Kv, SearchOptions, Strategy, StrategyError, Trial, write_atomically,
+    CalibrationSet, Fingerprint, Found, Kv, LayerId, LayerMap, SearchOptions, Strategy, StrategyError, Trial,
+    write_atomically,
 };
 use proptest::prelude::*;
 use std::path::PathBuf;
@@ -14,7 +15,13 @@ fn strategy() -> Strategy {
     let found = Found {
         map: LayerMap::resolve(Kv::Key, [(7, 3), (9, 3)]).unwrap(),
         ranking: Vec::new(),
-        trials: vec![Trial { borrower: LayerId(7), donor: LayerId(3), distance: 1.5, similarity: 0.75, accepted: true }],
+        trials: vec![Trial {
+            borrower: LayerId(7),
+            donor: LayerId(3),
+            distance: 1.5,
+            similarity: 0.75,
+            accepted: true,
+        }],
         layers_run: 53,
     };
     let set = CalibrationSet::new([vec![1, 2, 3], vec![4]], 2).unwrap();
@@ -54,7 +61,10 @@ fn the_agreed_fields_are_there_by_name() {
         assert!(!json["search"][field].is_null(), "{field}");
     }
     assert_eq!((&json["calibration"]["samples"], &json["calibration"]["tokens"]), (&2.into(), &3.into()));
-    assert_eq!(json["trials"][0], serde_json::json!({"borrower": 7, "donor": 3, "distance": 1.5, "similarity": 0.75, "accepted": true}));
+    assert_eq!(
+        json["trials"][0],
+        serde_json::json!({"borrower": 7, "donor": 3, "distance": 1.5, "similarity": 0.75, "accepted": true})
+    );
     assert_eq!((&json["reached"], &json["requested"], &json["version"]), (&2.into(), &3.into(), &1.into()));
 }
 

@@ -34,7 +34,9 @@ pub enum EvalError {
         window: usize,
     },
     /// A result that is no number.
-    #[error("the model gives no finite probability at token {token} of window {window}: its weights or dtype are broken")]
+    #[error(
+        "the model gives no finite probability at token {token} of window {window}: its weights or dtype are broken"
+    )]
     NotFinite {
         /// Index of the window.
         window: usize,

@@ -21,7 +21,9 @@ mod tests {
         assert_eq!(samples(CALIBRATION).count(), 40);
         assert!(samples(CALIBRATION).all(|line| line.split_whitespace().count() > 64));
         assert!(DEMO.split_whitespace().count() > 4000);
-        let sentences = |text: &'static str| -> HashSet<&str> { text.split(['.', '\n']).map(str::trim).filter(|s| s.len() > 20).collect() };
+        let sentences = |text: &'static str| -> HashSet<&str> {
+            text.split(['.', '\n']).map(str::trim).filter(|s| s.len() > 20).collect()
+        };
         assert!(sentences(CALIBRATION).is_disjoint(&sentences(DEMO)));
     }
 }

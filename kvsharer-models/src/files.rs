@@ -106,7 +106,9 @@ impl ModelFiles {
                 None
             }
         };
-        for (source, name) in source.iter().flat_map(|source| source.names().into_iter().map(move |name| (source, name))) {
+        for (source, name) in
+            source.iter().flat_map(|source| source.names().into_iter().map(move |name| (source, name)))
+        {
             hasher.update(format!("{name} {:?}\n", source.info(name)));
             let bytes = source.raw(name)?;
             hasher.update(&bytes[..bytes.len().min(FINGERPRINT_BYTES)]);
@@ -194,11 +196,19 @@ fn half_split<const D: usize>(tensor: Tensor<D>, head_dim: usize) -> Tensor<D> {
     pairs.swap_dims(1, 2).reshape(shape)
 }
 
-fn find(path: &Path, architecture: &str, names: fn(&'static dyn Family) -> &'static [&'static str]) -> Result<&'static dyn Family, ModelError> {
+fn find(
+    path: &Path,
+    architecture: &str,
+    names: fn(&'static dyn Family) -> &'static [&'static str],
+) -> Result<&'static dyn Family, ModelError> {
     let family = families().iter().copied().find(|family| names(*family).contains(&architecture));
     family.ok_or_else(|| {
         let supported: Vec<&str> = families().iter().flat_map(|family| names(*family)).copied().collect();
-        ModelError::UnknownArchitecture { path: path.into(), architecture: architecture.into(), supported: supported.join(", ") }
+        ModelError::UnknownArchitecture {
+            path: path.into(),
+            architecture: architecture.into(),
+            supported: supported.join(", "),
+        }
     })
 }
 

@@ -135,7 +135,8 @@ impl<'a> StopText<'a> {
             return true;
         }
         let fresh = &self.text[self.sent..];
-        let held = |stop: &String| (1..stop.len()).rev().find(|&n| stop.is_char_boundary(n) && fresh.ends_with(&stop[..n]));
+        let held =
+            |stop: &String| (1..stop.len()).rev().find(|&n| stop.is_char_boundary(n) && fresh.ends_with(&stop[..n]));
         let hold = stops.filter_map(held).max().unwrap_or(0);
         let end = self.text.len() - hold;
         if end > self.sent {

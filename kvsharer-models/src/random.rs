@@ -16,7 +16,13 @@ impl RandomWeights {
     }
 
     /// Ones for norms, otherwise normal values that keep the hidden state's scale over the layers.
-    pub(crate) fn tensor<const D: usize>(&self, part: Part, config: &DecoderConfig, device: &Device, dtype: DType) -> Tensor<D> {
+    pub(crate) fn tensor<const D: usize>(
+        &self,
+        part: Part,
+        config: &DecoderConfig,
+        device: &Device,
+        dtype: DType,
+    ) -> Tensor<D> {
         let shape: [usize; D] = part.shape(config).try_into().unwrap_or([1; D]);
         if D == 1 {
             return Tensor::ones(shape, (device, dtype));

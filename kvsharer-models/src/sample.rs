@@ -67,7 +67,8 @@ impl Sampler {
         if temperature == 0.0 {
             return argmax(&logits);
         }
-        let mut ranked: Vec<(u32, f64)> = logits.iter().enumerate().map(|(id, &score)| (id as u32, f64::from(score))).collect();
+        let mut ranked: Vec<(u32, f64)> =
+            logits.iter().enumerate().map(|(id, &score)| (id as u32, f64::from(score))).collect();
         ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         if top_k > 0 {
             ranked.truncate(top_k);

@@ -11,9 +11,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use import_support::{GgufWriter, array, fixture, shard};
-use kvsharer_models::import::{
-    GgufFile, ImportError, ModelTokenizer, SafetensorsFolder, TensorSource,
-};
+use kvsharer_models::import::{GgufFile, ImportError, ModelTokenizer, SafetensorsFolder, TensorSource};
 use proptest::prelude::*;
 
 /// Memory that opening may take beside the file's length: paths, messages, maps of names.
@@ -81,30 +79,20 @@ impl Mutation {
     fn apply(&self, file: &mut Vec<u8>) {
         // Most of what can go wrong stands in the header: half of the places are near the start.
         let place = |at: &prop::sample::Index, length: usize| {
-            let length = if at.index(2) == 0 {
-                length
-            } else {
-                length.min(2048)
-            };
+            let length = if at.index(2) == 0 { length } else { length.min(2048) };
             at.index(length.max(1))
         };
         match self {
             Self::Flip { at, bits } => {
                 let at = place(at, file.len());
-                file.iter_mut()
-                    .skip(at)
-                    .take(1)
-                    .for_each(|byte| *byte ^= bits);
+                file.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= bits);
             }
             Self::Truncate { at } => file.truncate(place(at, file.len())),
             Self::Extend { bytes } => file.extend(bytes),
             Self::Number { at, number, bytes } => {
                 let at = place(at, file.len());
                 let number = &number.to_le_bytes()[..*bytes];
-                file.iter_mut()
-                    .skip(at)
-                    .zip(number)
-                    .for_each(|(byte, new)| *byte = *new);
+                file.iter_mut().skip(at).zip(number).for_each(|(byte, new)| *byte = *new);
             }
         }
     }
@@ -124,28 +112,23 @@ fn mutation() -> impl Strategy<Value = Mutation> {
         (at(), 1u8..).prop_map(|(at, bits)| Mutation::Flip { at, bits }),
         at().prop_map(|at| Mutation::Truncate { at }),
         prop::collection::vec(any::<u8>(), 1..64).prop_map(|bytes| Mutation::Extend { bytes }),
-        (at(), number, prop_oneof![Just(4usize), Just(8)])
-            .prop_map(|(at, number, bytes)| Mutation::Number { at, number, bytes }),
+        (at(), number, prop_oneof![Just(4usize), Just(8)]).prop_map(|(at, number, bytes)| Mutation::Number {
+            at,
+            number,
+            bytes
+        }),
     ]
 }
 
 fn broken(mut file: Vec<u8>, mutations: &[Mutation]) -> Vec<u8> {
-    mutations
-        .iter()
-        .for_each(|mutation| mutation.apply(&mut file));
+    mutations.iter().for_each(|mutation| mutation.apply(&mut file));
     file
 }
 
 /// Opens a source, loads all of it, and holds the memory against the files' length.
-fn check_source<S: TensorSource>(
-    open: impl FnOnce() -> Result<S, ImportError>,
-    length: usize,
-) -> Option<S> {
+fn check_source<S: TensorSource>(open: impl FnOnce() -> Result<S, ImportError>, length: usize) -> Option<S> {
     let (opened, peak) = measured(open);
-    assert!(
-        peak <= length + CONSTANT,
-        "opening {length} bytes took {peak}"
-    );
+    assert!(peak <= length + CONSTANT, "opening {length} bytes took {peak}");
     let source = match opened {
         Ok(source) => source,
         Err(error) => {
@@ -155,15 +138,9 @@ fn check_source<S: TensorSource>(
     };
     for name in source.names() {
         let (loaded, peak) = measured(|| source.load(name).map(|data| data.shape().to_vec()));
-        assert!(
-            peak <= UNPACKED * length + CONSTANT,
-            "loading from {length} bytes took {peak}"
-        );
+        assert!(peak <= UNPACKED * length + CONSTANT, "loading from {length} bytes took {peak}");
         if let Ok(shape) = loaded {
-            assert_eq!(
-                Some(shape),
-                source.info(name).map(|info| info.shape.clone())
-            );
+            assert_eq!(Some(shape), source.info(name).map(|info| info.shape.clone()));
         }
     }
     Some(source)
@@ -178,11 +155,7 @@ fn check_gguf(bytes: &[u8], path: &Path) {
                 let _ = file.metadata().get::<Vec<&str>>(key);
             });
             // A text takes 16 bytes in a list, at least 8 in the file; growing doubles a list.
-            assert!(
-                peak <= 8 * bytes.len() + CONSTANT,
-                "{key} of {} bytes took {peak}",
-                bytes.len()
-            );
+            assert!(peak <= 8 * bytes.len() + CONSTANT, "{key} of {} bytes took {peak}", bytes.len());
         }
         let _ = ModelTokenizer::from_gguf(&file);
     }
@@ -192,11 +165,7 @@ fn check_gguf(bytes: &[u8], path: &Path) {
 fn small_gguf() -> Vec<u8> {
     GgufWriter::default()
         .u32("general.alignment", 32)
-        .entry(
-            "nested",
-            9,
-            &array(9, 2, &[array(0, 3, &[1, 2, 3]), array(7, 1, &[1])].concat()),
-        )
+        .entry("nested", 9, &array(9, 2, &[array(0, 3, &[1, 2, 3]), array(7, 1, &[1])].concat()))
         .entry("f64", 12, &[0; 8])
         .str("tokenizer.ggml.model", "gpt2")
         .str("tokenizer.ggml.pre", "smollm")
@@ -212,12 +181,10 @@ fn small_gguf() -> Vec<u8> {
 }
 
 fn small_shards() -> [Vec<u8>; 3] {
-    let first = shard(&[
-        ("a", "F32", &[2, 2], &[1; 16]),
-        ("mask", "BOOL", &[3], &[1; 3]),
-    ]);
+    let first = shard(&[("a", "F32", &[2, 2], &[1; 16]), ("mask", "BOOL", &[3], &[1; 3])]);
     let second = shard(&[("b", "BF16", &[4], &[2; 8]), ("c", "F16", &[0, 7], &[])]);
-    let index = br#"{"metadata":{"total_size":27},"weight_map":{"a":"1.safetensors","b":"2.safetensors","c":"2.safetensors"}}"#;
+    let index =
+        br#"{"metadata":{"total_size":27},"weight_map":{"a":"1.safetensors","b":"2.safetensors","c":"2.safetensors"}}"#;
     [first, second, index.to_vec()]
 }
 
@@ -286,9 +253,7 @@ proptest! {
 
 #[test]
 fn the_files_are_sound_before_they_are_broken() {
-    let _turn = TURN
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     std::fs::write(&path, small_gguf()).unwrap();
@@ -296,11 +261,7 @@ fn the_files_are_sound_before_they_are_broken() {
     assert!(file.names().iter().all(|name| file.load(name).is_ok()));
     assert!(ModelTokenizer::from_gguf(&file).is_ok());
 
-    let names = [
-        "1.safetensors",
-        "2.safetensors",
-        "model.safetensors.index.json",
-    ];
+    let names = ["1.safetensors", "2.safetensors", "model.safetensors.index.json"];
     for (name, file) in names.into_iter().zip(small_shards()) {
         std::fs::write(folder.path().join(name), file).unwrap();
     }

@@ -6,9 +6,7 @@ use std::path::Path;
 
 use burn::tensor::DType;
 use import_support::{fixture, json, shard};
-use kvsharer_models::import::{
-    Fault, ImportError, SafetensorsFolder, SourceDtype, TensorSource, load_shaped,
-};
+use kvsharer_models::import::{Fault, ImportError, SafetensorsFolder, SourceDtype, TensorSource, load_shaped};
 use serde_json::json;
 
 fn open(folder: &Path) -> Result<SafetensorsFolder, ImportError> {
@@ -19,17 +17,8 @@ fn open(folder: &Path) -> Result<SafetensorsFolder, ImportError> {
 fn sharded(weight_map: serde_json::Value) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).unwrap();
-    write(
-        "1.safetensors",
-        &shard(&[("a", "F32", &[1], &1f32.to_le_bytes())]),
-    );
-    write(
-        "2.safetensors",
-        &shard(&[
-            ("b", "F16", &[2], &[0, 0x3c, 0, 0x40]),
-            ("c", "I8", &[3], &[1, 2, 3]),
-        ]),
-    );
+    write("1.safetensors", &shard(&[("a", "F32", &[1], &1f32.to_le_bytes())]));
+    write("2.safetensors", &shard(&[("b", "F16", &[2], &[0, 0x3c, 0, 0x40]), ("c", "I8", &[3], &[1, 2, 3])]));
     let index = serde_json::to_vec(&json!({"metadata": {}, "weight_map": weight_map})).unwrap();
     write("model.safetensors.index.json", &index);
     folder
@@ -58,11 +47,7 @@ fn shards_are_read_through_their_index() {
     assert!(folder.names().iter().eq(weight_map.keys()));
     let mut bytes = 0;
     for name in folder.names() {
-        assert_eq!(
-            folder.info(name).unwrap().dtype,
-            SourceDtype::BF16,
-            "{name}"
-        );
+        assert_eq!(folder.info(name).unwrap().dtype, SourceDtype::BF16, "{name}");
         let data = folder.load(name).unwrap();
         assert_eq!(data.dtype(), DType::BF16);
         assert_eq!(data.as_bytes(), folder.raw(name).unwrap(), "{name}");
@@ -75,82 +60,36 @@ fn shards_are_read_through_their_index() {
 fn values_come_from_the_right_shard() {
     let folder = sharded(json!({"a": "1.safetensors", "b": "2.safetensors", "c": "2.safetensors"}));
     let source = open(folder.path()).unwrap();
-    assert_eq!(
-        source.load("a").unwrap().try_to_vec_as::<f32>().unwrap(),
-        [1.0]
-    );
-    assert_eq!(
-        source.load("b").unwrap().try_to_vec_as::<f32>().unwrap(),
-        [1.0, 2.0]
-    );
+    assert_eq!(source.load("a").unwrap().try_to_vec_as::<f32>().unwrap(), [1.0]);
+    assert_eq!(source.load("b").unwrap().try_to_vec_as::<f32>().unwrap(), [1.0, 2.0]);
     assert_eq!(source.raw("c").unwrap(), [1, 2, 3]);
     let message = source.load("c").unwrap_err().to_string();
-    assert!(
-        message.contains("\"c\"") && message.contains("I8"),
-        "{message}"
-    );
-    assert!(matches!(
-        source.load("d"),
-        Err(ImportError::MissingTensor { .. })
-    ));
+    assert!(message.contains("\"c\"") && message.contains("I8"), "{message}");
+    assert!(matches!(source.load("d"), Err(ImportError::MissingTensor { .. })));
     // The index may be named itself.
-    assert_eq!(
-        open(&folder.path().join("model.safetensors.index.json"))
-            .unwrap()
-            .names(),
-        ["a", "b", "c"]
-    );
+    assert_eq!(open(&folder.path().join("model.safetensors.index.json")).unwrap().names(), ["a", "b", "c"]);
 }
 
 #[test]
 fn an_index_cannot_reach_outside_its_folder() {
-    for shard in [
-        "../x.safetensors",
-        "/etc/passwd",
-        "..",
-        ".",
-        "",
-        "sub/1.safetensors",
-        "./1.safetensors",
-        "1.safetensors/",
-    ] {
+    for shard in
+        ["../x.safetensors", "/etc/passwd", "..", ".", "", "sub/1.safetensors", "./1.safetensors", "1.safetensors/"]
+    {
         let folder = sharded(json!({ "a": shard }));
         let error = open(folder.path()).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                ImportError::Broken {
-                    fault: Fault::OutsideFolder,
-                    ..
-                }
-            ),
-            "{shard:?}: {error}"
-        );
+        assert!(matches!(error, ImportError::Broken { fault: Fault::OutsideFolder, .. }), "{shard:?}: {error}");
     }
 }
 
 #[test]
 fn an_index_must_agree_with_its_shards() {
     let absent = sharded(json!({"a": "1.safetensors", "b": "3.safetensors"}));
-    assert!(
-        matches!(open(absent.path()), Err(ImportError::Io { path, .. }) if path.ends_with("3.safetensors"))
-    );
+    assert!(matches!(open(absent.path()), Err(ImportError::Io { path, .. }) if path.ends_with("3.safetensors")));
     let elsewhere = sharded(json!({"a": "2.safetensors"}));
-    assert!(
-        matches!(open(elsewhere.path()), Err(ImportError::MissingTensor { name, .. }) if name == "a")
-    );
+    assert!(matches!(open(elsewhere.path()), Err(ImportError::MissingTensor { name, .. }) if name == "a"));
     for weight_map in [json!(7), json!({"a": 1}), json!(null)] {
         let error = open(sharded(weight_map).path()).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                ImportError::Broken {
-                    fault: Fault::Json(_),
-                    ..
-                }
-            ),
-            "{error}"
-        );
+        assert!(matches!(error, ImportError::Broken { fault: Fault::Json(_), .. }), "{error}");
     }
 }
 
@@ -162,22 +101,10 @@ fn a_file_cut_or_extended_anywhere_is_refused() {
     for length in 0..bytes.len() {
         std::fs::write(&path, &bytes[..length]).unwrap();
         let error = open(&path).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                ImportError::Truncated { .. } | ImportError::Broken { .. }
-            ),
-            "{length}: {error}"
-        );
+        assert!(matches!(error, ImportError::Truncated { .. } | ImportError::Broken { .. }), "{length}: {error}");
     }
     std::fs::write(&path, [&bytes[..], &[0]].concat()).unwrap();
-    assert!(matches!(
-        open(&path),
-        Err(ImportError::Broken {
-            fault: Fault::Safetensors(_),
-            ..
-        })
-    ));
+    assert!(matches!(open(&path), Err(ImportError::Broken { fault: Fault::Safetensors(_), .. })));
 }
 
 #[test]
@@ -193,26 +120,11 @@ fn headers_that_contradict_themselves_are_refused() {
         (json!([2]), json!([0, u64::MAX])),
         (json!([-2]), json!([0, 8])),
     ] {
-        let header =
-            json!({"a": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}).to_string();
-        let bytes = [
-            &(header.len() as u64).to_le_bytes(),
-            header.as_bytes(),
-            &[0; 8],
-        ]
-        .concat();
+        let header = json!({"a": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}).to_string();
+        let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0; 8]].concat();
         std::fs::write(&path, bytes).unwrap();
         let error = open(&path).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                ImportError::Broken {
-                    fault: Fault::Safetensors(_),
-                    ..
-                }
-            ),
-            "{header}: {error}"
-        );
+        assert!(matches!(error, ImportError::Broken { fault: Fault::Safetensors(_), .. }), "{header}: {error}");
     }
 }
 
@@ -220,12 +132,6 @@ fn headers_that_contradict_themselves_are_refused() {
 fn folders_without_a_model_say_what_is_looked_for() {
     let folder = tempfile::tempdir().unwrap();
     let message = open(folder.path()).unwrap_err().to_string();
-    assert!(
-        message.contains("model.safetensors.index.json"),
-        "{message}"
-    );
-    assert!(matches!(
-        open(&folder.path().join("absent")),
-        Err(ImportError::Io { .. })
-    ));
+    assert!(message.contains("model.safetensors.index.json"), "{message}");
+    assert!(matches!(open(&folder.path().join("absent")), Err(ImportError::Io { .. })));
 }

@@ -2,8 +2,6 @@
 
 mod import_support;
 
-
-
 use import_support::{GgufWriter, fixture, json, tokenizer_fault as fault};
 use kvsharer_models::import::{GgufFile, ImportError, ModelTokenizer, TokenizerFault};
 use kvsharer_models::{DEFAULT_MODEL, open_model};
@@ -20,29 +18,16 @@ fn check_cases(tokenizer: &ModelTokenizer, cases: &Value) {
         let text = case["text"].as_str().unwrap();
         let ids = tokenizer.encode(text).unwrap();
         assert_eq!(json!(ids), case["ids"], "{text:?}");
-        assert_eq!(
-            json!(tokenizer.decode(&ids, false).unwrap()),
-            case["decoded"],
-            "{text:?}"
-        );
-        assert_eq!(
-            streamed(tokenizer, &ids, false),
-            tokenizer.decode(&ids, false).unwrap()
-        );
-        assert_eq!(
-            streamed(tokenizer, &ids, true),
-            tokenizer.decode(&ids, true).unwrap()
-        );
+        assert_eq!(json!(tokenizer.decode(&ids, false).unwrap()), case["decoded"], "{text:?}");
+        assert_eq!(streamed(tokenizer, &ids, false), tokenizer.decode(&ids, false).unwrap());
+        assert_eq!(streamed(tokenizer, &ids, true), tokenizer.decode(&ids, true).unwrap());
     }
 }
 
 /// All pieces that a stream gives, none of which is empty.
 fn streamed(tokenizer: &ModelTokenizer, ids: &[u32], skip_special: bool) -> String {
     let mut stream = tokenizer.decode_stream(skip_special);
-    let mut pieces: Vec<String> = ids
-        .iter()
-        .filter_map(|&id| stream.push(id).unwrap())
-        .collect();
+    let mut pieces: Vec<String> = ids.iter().filter_map(|&id| stream.push(id).unwrap()).collect();
     pieces.extend(stream.finish().unwrap());
     assert!(pieces.iter().all(|piece| !piece.is_empty()));
     pieces.concat()
@@ -53,10 +38,7 @@ fn streamed(tokenizer: &ModelTokenizer, ids: &[u32], skip_special: bool) -> Stri
 fn smollm2_gives_the_recorded_ids() {
     let tokenizer = open_model(DEFAULT_MODEL, 0).unwrap().tokenizer().unwrap();
     check_cases(&tokenizer, &json("smollm2_tokens.json")["cases"]);
-    assert_eq!(
-        (tokenizer.vocab_size(), tokenizer.bos(), tokenizer.eos()),
-        (49152, Some(1), &[2][..])
-    );
+    assert_eq!((tokenizer.vocab_size(), tokenizer.bos(), tokenizer.eos()), (49152, Some(1), &[2][..]));
 }
 
 #[test]
@@ -70,14 +52,8 @@ fn special_tokens_are_parsed_and_left_out_on_request() {
     let ids = tokenizer.encode("<|im_start|>hello<|im_end|>").unwrap();
     assert_eq!((ids[0], *ids.last().unwrap()), (1, 2));
     assert_eq!(tokenizer.decode(&ids, true).unwrap(), "hello");
-    assert_eq!(
-        tokenizer.decode(&ids, false).unwrap(),
-        "<|im_start|>hello<|im_end|>"
-    );
-    assert_eq!(
-        (tokenizer.bos(), tokenizer.adds_bos(), tokenizer.eos()),
-        (Some(1), false, &[2][..])
-    );
+    assert_eq!(tokenizer.decode(&ids, false).unwrap(), "<|im_start|>hello<|im_end|>");
+    assert_eq!((tokenizer.bos(), tokenizer.adds_bos(), tokenizer.eos()), (Some(1), false, &[2][..]));
     assert_eq!(tokenizer.token_id("<|im_end|>"), Some(2));
     assert_eq!(tokenizer.token(2).as_deref(), Some("<|im_end|>"));
     assert!(tokenizer.is_special(2) && !tokenizer.is_special(3) && !tokenizer.is_special(u32::MAX));
@@ -88,10 +64,7 @@ fn bos_is_added_only_where_asked_for() {
     let tokenizer = tiny().with_special(Some(1), vec![2, 0], true).unwrap();
     let bare = tokenizer.encode_bare("hello world").unwrap();
     assert_eq!(bare, tiny().encode("hello world").unwrap());
-    assert_eq!(
-        tokenizer.encode("hello world").unwrap(),
-        [&[1][..], &bare].concat()
-    );
+    assert_eq!(tokenizer.encode("hello world").unwrap(), [&[1][..], &bare].concat());
     assert_eq!(tokenizer.encode("").unwrap(), [1]);
     assert_eq!(tokenizer.eos(), [2, 0]);
 }
@@ -100,10 +73,7 @@ fn bos_is_added_only_where_asked_for() {
 fn a_batch_gives_what_its_texts_give() {
     let tokenizer = tiny();
     let texts: Vec<String> = (0..50).map(|n| format!("the world {n} hello")).collect();
-    let one_by_one: Vec<_> = texts
-        .iter()
-        .map(|text| tokenizer.encode(text).unwrap())
-        .collect();
+    let one_by_one: Vec<_> = texts.iter().map(|text| tokenizer.encode(text).unwrap()).collect();
     assert_eq!(tokenizer.encode_batch(&texts).unwrap(), one_by_one);
 }
 
@@ -111,10 +81,7 @@ fn a_batch_gives_what_its_texts_give() {
 fn a_stream_holds_back_half_a_character() {
     let tokenizer = tiny();
     let ids = tokenizer.encode("😀!").unwrap();
-    assert!(
-        ids.len() >= 3,
-        "the emoji should take several tokens: {ids:?}"
-    );
+    assert!(ids.len() >= 3, "the emoji should take several tokens: {ids:?}");
     let mut stream = tokenizer.decode_stream(false);
     let pieces: Vec<_> = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
     let (end, start) = pieces.split_last().unwrap();
@@ -180,13 +147,8 @@ fn from_gguf(writer: &GgufWriter) -> Result<ModelTokenizer, ImportError> {
 
 #[test]
 fn gguf_special_ids_are_honoured() {
-    let writer = Sound::new()
-        .writer()
-        .u32("tokenizer.ggml.bos_token_id", 0)
-        .bool("tokenizer.ggml.add_bos_token", true);
-    let writer = writer
-        .u32("tokenizer.ggml.eos_token_id", 0)
-        .u32("tokenizer.ggml.eot_token_id", 1);
+    let writer = Sound::new().writer().u32("tokenizer.ggml.bos_token_id", 0).bool("tokenizer.ggml.add_bos_token", true);
+    let writer = writer.u32("tokenizer.ggml.eos_token_id", 0).u32("tokenizer.ggml.eot_token_id", 1);
     let tokenizer = from_gguf(&writer).unwrap();
     assert_eq!(tokenizer.encode("abab<s>").unwrap(), [0, 3, 3, 0]);
     assert_eq!(tokenizer.eos(), [0, 1]);
@@ -195,113 +157,45 @@ fn gguf_special_ids_are_honoured() {
 
 #[test]
 fn gguf_user_defined_tokens_are_found_in_text_but_not_special() {
-    let tokenizer = from_gguf(
-        &Sound {
-            types: vec![4, 1, 1, 1],
-            ..Sound::new()
-        }
-        .writer(),
-    )
-    .unwrap();
+    let tokenizer = from_gguf(&Sound { types: vec![4, 1, 1, 1], ..Sound::new() }.writer()).unwrap();
     assert_eq!(tokenizer.encode("a<s>b").unwrap(), [1, 0, 2]);
     assert_eq!(tokenizer.decode(&[1, 0, 2], true).unwrap(), "a<s>b");
 }
 
 #[test]
 fn unsupported_gguf_tokenizers_are_named() {
-    let llama = Sound {
-        model: "llama",
-        ..Sound::new()
-    };
+    let llama = Sound { model: "llama", ..Sound::new() };
     assert!(
         matches!(fault(from_gguf(&llama.writer())), TokenizerFault::UnsupportedModel { model } if model == "llama")
     );
     for pre in ["default", "qwen2", ""] {
-        let message = fault(from_gguf(
-            &Sound {
-                pre,
-                ..Sound::new()
-            }
-            .writer(),
-        ))
-        .to_string();
-        assert!(
-            message.contains(&format!("{pre:?}")) && message.contains("smollm"),
-            "{message}"
-        );
+        let message = fault(from_gguf(&Sound { pre, ..Sound::new() }.writer())).to_string();
+        assert!(message.contains(&format!("{pre:?}")) && message.contains("smollm"), "{message}");
     }
-    let add_eos = Sound::new()
-        .writer()
-        .bool("tokenizer.ggml.add_eos_token", true);
-    assert!(matches!(
-        from_gguf(&add_eos),
-        Err(ImportError::BadMetadata { .. })
-    ));
-    assert!(matches!(
-        from_gguf(&GgufWriter::default()),
-        Err(ImportError::BadMetadata { .. })
-    ));
+    let add_eos = Sound::new().writer().bool("tokenizer.ggml.add_eos_token", true);
+    assert!(matches!(from_gguf(&add_eos), Err(ImportError::BadMetadata { .. })));
+    assert!(matches!(from_gguf(&GgufWriter::default()), Err(ImportError::BadMetadata { .. })));
 }
 
 #[test]
 fn broken_gguf_tokenizers_are_refused() {
-    let duplicate = Sound {
-        tokens: vec!["<s>", "a", "a", "ab"],
-        ..Sound::new()
-    };
+    let duplicate = Sound { tokens: vec!["<s>", "a", "a", "ab"], ..Sound::new() };
     assert!(matches!(
         fault(from_gguf(&duplicate.writer())),
-        TokenizerFault::DuplicateToken {
-            first: 1,
-            second: 2,
-            ..
-        }
+        TokenizerFault::DuplicateToken { first: 1, second: 2, .. }
     ));
     for merge in ["a c", "c a", "b a", "ab", "", " ", "a  b", "ab ab"] {
-        let broken = Sound {
-            merges: vec!["a b", merge],
-            ..Sound::new()
-        };
-        assert!(
-            matches!(
-                fault(from_gguf(&broken.writer())),
-                TokenizerFault::BadMerge { index: 1, .. }
-            ),
-            "{merge:?}"
-        );
+        let broken = Sound { merges: vec!["a b", merge], ..Sound::new() };
+        assert!(matches!(fault(from_gguf(&broken.writer())), TokenizerFault::BadMerge { index: 1, .. }), "{merge:?}");
     }
-    let short = Sound {
-        types: vec![3],
-        ..Sound::new()
-    };
-    assert!(matches!(
-        fault(from_gguf(&short.writer())),
-        TokenizerFault::TypesDiffer {
-            tokens: 4,
-            types: 1
-        }
-    ));
-    let unknown = Sound {
-        types: vec![3, 1, 7, 1],
-        ..Sound::new()
-    };
-    assert!(matches!(
-        fault(from_gguf(&unknown.writer())),
-        TokenizerFault::UnknownType { id: 2, kind: 7 }
-    ));
+    let short = Sound { types: vec![3], ..Sound::new() };
+    assert!(matches!(fault(from_gguf(&short.writer())), TokenizerFault::TypesDiffer { tokens: 4, types: 1 }));
+    let unknown = Sound { types: vec![3, 1, 7, 1], ..Sound::new() };
+    assert!(matches!(fault(from_gguf(&unknown.writer())), TokenizerFault::UnknownType { id: 2, kind: 7 }));
     for key in ["tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"] {
         let outside = Sound::new().writer().u32(key, 4);
-        assert!(matches!(
-            fault(from_gguf(&outside)),
-            TokenizerFault::IdOutOfRange {
-                id: 4,
-                vocab: 4,
-                ..
-            }
-        ));
+        assert!(matches!(fault(from_gguf(&outside)), TokenizerFault::IdOutOfRange { id: 4, vocab: 4, .. }));
     }
-    let no_bos = Sound::new()
-        .writer()
-        .bool("tokenizer.ggml.add_bos_token", true);
+    let no_bos = Sound::new().writer().bool("tokenizer.ggml.add_bos_token", true);
     assert!(matches!(fault(from_gguf(&no_bos)), TokenizerFault::NoBos));
 }

@@ -50,10 +50,7 @@ fn a_json_tokenizer_takes_bos_from_its_template_and_never_truncates() {
     let tokenizer = from_json(&tokenizer_json()).unwrap();
     assert_eq!(tokenizer.encode("ababab").unwrap(), [0, 3, 3, 3]);
     assert_eq!(tokenizer.encode_bare("<s>ab").unwrap(), [0, 3]);
-    assert_eq!(
-        (tokenizer.bos(), tokenizer.adds_bos(), tokenizer.eos()),
-        (Some(0), true, &[][..])
-    );
+    assert_eq!((tokenizer.bos(), tokenizer.adds_bos(), tokenizer.eos()), (Some(0), true, &[][..]));
     let off = tokenizer.with_special(Some(0), vec![3], false).unwrap();
     assert_eq!(off.encode("ab").unwrap(), [3]);
 
@@ -66,29 +63,10 @@ fn a_json_tokenizer_takes_bos_from_its_template_and_never_truncates() {
 
 #[test]
 fn special_ids_must_be_in_the_vocabulary() {
-    let with = |bos, eos: &[u32], add| {
-        fault(
-            from_json(&tokenizer_json())
-                .unwrap()
-                .with_special(bos, eos.to_vec(), add),
-        )
-    };
-    assert!(matches!(
-        with(Some(4), &[], false),
-        TokenizerFault::IdOutOfRange {
-            role: "BOS",
-            id: 4,
-            vocab: 4
-        }
-    ));
-    assert!(matches!(
-        with(None, &[0, 9], false),
-        TokenizerFault::IdOutOfRange {
-            role: "EOS",
-            id: 9,
-            vocab: 4
-        }
-    ));
+    let with =
+        |bos, eos: &[u32], add| fault(from_json(&tokenizer_json()).unwrap().with_special(bos, eos.to_vec(), add));
+    assert!(matches!(with(Some(4), &[], false), TokenizerFault::IdOutOfRange { role: "BOS", id: 4, vocab: 4 }));
+    assert!(matches!(with(None, &[0, 9], false), TokenizerFault::IdOutOfRange { role: "EOS", id: 9, vocab: 4 }));
     assert!(matches!(with(None, &[], true), TokenizerFault::NoBos));
 }
 
@@ -100,30 +78,12 @@ fn broken_json_tokenizers_are_refused() {
         fault(from_json(&file))
     };
     // The joined token is longer than any in the vocabulary: the library alone would panic.
-    assert!(matches!(
-        with("/model/merges", json!(["ab ab"])),
-        TokenizerFault::BadMerge { index: 0, .. }
-    ));
-    assert!(matches!(
-        with("/model/merges", json!([["a", "c"]])),
-        TokenizerFault::BadMerge { index: 0, .. }
-    ));
-    assert!(matches!(
-        with("/model/merges", json!([1])),
-        TokenizerFault::Library(_)
-    ));
-    assert!(matches!(
-        with("/model/vocab", json!([])),
-        TokenizerFault::Library(_)
-    ));
-    assert!(matches!(
-        with("/model", json!({})),
-        TokenizerFault::Library(_)
-    ));
-    assert!(matches!(
-        with("/model/continuing_subword_prefix", json!("##")),
-        TokenizerFault::SubwordPrefix { .. }
-    ));
+    assert!(matches!(with("/model/merges", json!(["ab ab"])), TokenizerFault::BadMerge { index: 0, .. }));
+    assert!(matches!(with("/model/merges", json!([["a", "c"]])), TokenizerFault::BadMerge { index: 0, .. }));
+    assert!(matches!(with("/model/merges", json!([1])), TokenizerFault::Library(_)));
+    assert!(matches!(with("/model/vocab", json!([])), TokenizerFault::Library(_)));
+    assert!(matches!(with("/model", json!({})), TokenizerFault::Library(_)));
+    assert!(matches!(with("/model/continuing_subword_prefix", json!("##")), TokenizerFault::SubwordPrefix { .. }));
     let sequence = json!({"Sequence": {"id": "A", "type_id": 0}});
     let special = json!({"SpecialToken": {"id": "<s>", "type_id": 0}});
     let behind = with("/post_processor/single", json!([sequence, special]));
@@ -131,13 +91,7 @@ fn broken_json_tokenizers_are_refused() {
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokenizer.json");
-    assert!(matches!(
-        ModelTokenizer::from_file(&path),
-        Err(ImportError::Io { .. })
-    ));
+    assert!(matches!(ModelTokenizer::from_file(&path), Err(ImportError::Io { .. })));
     std::fs::write(&path, "{\"model\":").unwrap();
-    assert!(matches!(
-        fault(ModelTokenizer::from_file(&path)),
-        TokenizerFault::Json(_)
-    ));
+    assert!(matches!(fault(ModelTokenizer::from_file(&path)), TokenizerFault::Json(_)));
 }

@@ -177,6 +177,9 @@ impl StackPlan {
 pub(super) fn read_text(path: &Path) -> Result<String, CliError> {
     let bytes = std::fs::read(path).map_err(|error| CliError::file(path, error))?;
     String::from_utf8(bytes).map_err(|error| {
-        CliError::file(path, std::io::Error::new(std::io::ErrorKind::InvalidData, format!("is no UTF-8 text ({error})")))
+        CliError::file(
+            path,
+            std::io::Error::new(std::io::ErrorKind::InvalidData, format!("is no UTF-8 text ({error})")),
+        )
     })
 }

@@ -42,7 +42,9 @@ impl fmt::Display for CliError {
 impl From<ModelError> for CliError {
     fn from(error: ModelError) -> Self {
         match error {
-            ModelError::UnknownModel { .. } | ModelError::UnknownShape { .. } | ModelError::BadSampling { .. } => Self::usage(error),
+            ModelError::UnknownModel { .. } | ModelError::UnknownShape { .. } | ModelError::BadSampling { .. } => {
+                Self::usage(error)
+            }
             other => Self::failure(other),
         }
     }

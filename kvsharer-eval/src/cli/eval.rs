@@ -60,10 +60,15 @@ pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<(), CliError> {
     let files = args.model.open(global)?;
     let checked = args.stack.check(&files)?;
     // Texts are read before the weights: a wrong path should not cost a wait.
-    let texts: Vec<(&Path, String)> =
-        args.tasks.iter().map(|TaskArg::Perplexity(path)| Ok((path.as_path(), read_text(path)?))).collect::<Result<_, CliError>>()?;
+    let texts: Vec<(&Path, String)> = args
+        .tasks
+        .iter()
+        .map(|TaskArg::Perplexity(path)| Ok((path.as_path(), read_text(path)?)))
+        .collect::<Result<_, CliError>>()?;
     if checked.evicts() && args.chunk == 0 {
-        complain("warning: a window runs in one pass, so this perplexity does not see what the policies evict; use --chunk 64");
+        complain(
+            "warning: a window runs in one pass, so this perplexity does not see what the policies evict; use --chunk 64",
+        );
     }
     let tokenizer = files.tokenizer()?;
     let model = load(&files, global)?;
@@ -112,10 +117,14 @@ fn run_perplexity(
     let options = PerplexityOptions { window: args.window as usize, chunk: args.chunk as usize, limit };
     let scored = limit.map_or(ids.len(), |limit| ids.len().min(limit * options.window));
     let bar = bar(scored as u64, "scoring");
-    let result = perplexity(model, &ids, &options, || checked.stack(), |tokens| bar.inc(tokens as u64))
-        .map_err(|error| match error {
-            kvsharer_eval::EvalError::TextTooShort { .. } => CliError::Failure(format!("{}: {error}", path.display()).into()),
-            other => other.into(),
+    let result =
+        perplexity(model, &ids, &options, || checked.stack(), |tokens| bar.inc(tokens as u64)).map_err(|error| {
+            match error {
+                kvsharer_eval::EvalError::TextTooShort { .. } => {
+                    CliError::Failure(format!("{}: {error}", path.display()).into())
+                }
+                other => other.into(),
+            }
         })?;
     bar.finish_and_clear();
     let metrics = BTreeMap::from([

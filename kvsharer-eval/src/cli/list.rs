@@ -19,7 +19,9 @@ pub(super) fn models(global: &Global) -> Result<(), CliError> {
             .map(|(entry, path)| json!({ "name": entry.name, "summary": entry.summary, "license": entry.license, "path": path }))
             .collect();
         let random: Vec<String> = random_shapes().map(|shape| format!("random:{shape}")).collect();
-        return emit_json(&json!({ "fetchable": fetchable, "random": random, "hugging_face": architectures, "gguf": gguf }));
+        return emit_json(
+            &json!({ "fetchable": fetchable, "random": random, "hugging_face": architectures, "gguf": gguf }),
+        );
     }
     let mut rows: Vec<Vec<String>> = named
         .iter()
@@ -28,8 +30,15 @@ pub(super) fn models(global: &Global) -> Result<(), CliError> {
             vec![entry.name.into(), format!("{}; {}", entry.summary, entry.license), state]
         })
         .collect();
-    rows.extend(random_shapes().map(|shape| vec![format!("random:{shape}"), "random weights, for speed and memory".into(), String::new()]));
-    rows.push(vec!["a folder".into(), format!("Hugging Face: config.json + safetensors, {}", architectures.join(", ")), String::new()]);
+    rows.extend(
+        random_shapes()
+            .map(|shape| vec![format!("random:{shape}"), "random weights, for speed and memory".into(), String::new()]),
+    );
+    rows.push(vec![
+        "a folder".into(),
+        format!("Hugging Face: config.json + safetensors, {}", architectures.join(", ")),
+        String::new(),
+    ]);
     rows.push(vec!["a .gguf file".into(), format!("llama.cpp: architecture {}", gguf.join(", ")), String::new()]);
     emit(&table(&["model", "what it is", "where"], &rows, true))
 }
@@ -43,7 +52,9 @@ pub(super) fn policies(global: &Global) -> Result<(), CliError> {
             .collect();
         return emit_json(&rows);
     }
-    let rows: Vec<Vec<String>> =
-        entries.iter().map(|entry| [entry.name, entry.summary, entry.options, entry.source].map(String::from).to_vec()).collect();
+    let rows: Vec<Vec<String>> = entries
+        .iter()
+        .map(|entry| [entry.name, entry.summary, entry.options, entry.source].map(String::from).to_vec())
+        .collect();
     emit(&table(&["policy", "what it does", "options and defaults", "source"], &rows, true))
 }

@@ -52,7 +52,10 @@ pub(super) fn run(args: &PlanArgs, global: &Global) -> Result<(), CliError> {
         let share = format!("{:.1} %", 100.0 * bytes as f64 / full_bytes as f64);
         vec![name.into(), slots.to_string(), bytes.to_string(), human_bytes(bytes), share, human_bytes(peak)]
     };
-    let rows = [row("full cache", full.slots().len(), full_bytes, full_peak), row(&checked.names.join(" + "), owned, bytes, peak)];
+    let rows = [
+        row("full cache", full.slots().len(), full_bytes, full_peak),
+        row(&checked.names.join(" + "), owned, bytes, peak),
+    ];
     let header = ["cache", "K and V slots", "bytes", "", "of full", "peak in prefill"];
     emit(&format!(
         "{}, batch {batch}, {tokens} tokens, {}, prefill in passes of {chunk}\n{}",

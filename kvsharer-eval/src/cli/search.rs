@@ -5,7 +5,9 @@ use super::context::{ModelArg, load, read_text};
 use super::error::CliError;
 use super::output::{bar, complain, emit, emit_json};
 use clap::{Args, ValueEnum};
-use kvsharer_core::{CalibrationError, CalibrationSet, Distance, Found, Gate, LayerMap, Order, SearchOptions, Strategy, search};
+use kvsharer_core::{
+    CalibrationError, CalibrationSet, Distance, Found, Gate, LayerMap, Order, SearchOptions, Strategy, search,
+};
 use kvsharer_eval::{Share, texts};
 use kvsharer_models::{Decoder, ModelFiles, ModelTokenizer};
 use serde::Serialize;
@@ -161,7 +163,13 @@ impl SearchFlags {
         })
     }
 
-    pub(super) fn search(&self, files: &ModelFiles, model: &Decoder, set: &CalibrationSet, global: &Global) -> Result<Searched, CliError> {
+    pub(super) fn search(
+        &self,
+        files: &ModelFiles,
+        model: &Decoder,
+        set: &CalibrationSet,
+        global: &Global,
+    ) -> Result<Searched, CliError> {
         let options = SearchOptions {
             distance: match self.distance {
                 Variant::Code => Distance::Code,
@@ -188,7 +196,10 @@ impl SearchFlags {
             let trial = progress.trial;
             bar.set_position(progress.map.len() as u64);
             let sign = if trial.accepted { "=" } else { "≠" };
-            bar.set_message(format!("pair {}/{}: {} {sign} {} at {:.3}", progress.looked_at, progress.pairs, trial.borrower, trial.donor, trial.similarity));
+            bar.set_message(format!(
+                "pair {}/{}: {} {sign} {} at {:.3}",
+                progress.looked_at, progress.pairs, trial.borrower, trial.donor, trial.similarity
+            ));
         })?;
         bar.finish_and_clear();
         let seconds = start.elapsed().as_secs_f64();
@@ -205,7 +216,8 @@ pub(super) fn draw_map(map: &LayerMap, layers: usize) -> String {
     donors.sort();
     donors.dedup();
     for donor in donors {
-        let readers: Vec<String> = map.iter().filter(|(_, d)| *d == donor).map(|(reader, _)| reader.to_string()).collect();
+        let readers: Vec<String> =
+            map.iter().filter(|(_, d)| *d == donor).map(|(reader, _)| reader.to_string()).collect();
         text += &format!("  {donor} is read by {}\n", readers.join(", "));
     }
     text

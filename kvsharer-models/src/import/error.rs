@@ -51,10 +51,7 @@ pub enum ImportError {
         fault: Fault,
     },
     /// A tensor's element type is not one of [`SourceDtype`](super::SourceDtype).
-    #[error(
-        "tensor {tensor:?} is stored as {dtype}, which is not supported; use {}",
-        super::SourceDtype::SUPPORTED
-    )]
+    #[error("tensor {tensor:?} is stored as {dtype}, which is not supported; use {}", super::SourceDtype::SUPPORTED)]
     UnsupportedDtype {
         /// The tensor.
         tensor: String,
@@ -216,9 +213,7 @@ pub enum TokenizerFault {
         model: String,
     },
     /// A GGUF pre-tokenizer whose splitting rule is not known here.
-    #[error(
-        "its pre-tokenizer is {pre:?}; only {supported} are supported, take the model's tokenizer.json"
-    )]
+    #[error("its pre-tokenizer is {pre:?}; only {supported} are supported, take the model's tokenizer.json")]
     UnsupportedPre {
         /// `tokenizer.ggml.pre` in the file.
         pre: String,
@@ -252,9 +247,7 @@ pub enum TokenizerFault {
         second: u32,
     },
     /// A merge rule names a token that is not in the vocabulary.
-    #[error(
-        "merge {index} ({merge:?}) does not join two tokens into a third; fetch the file again"
-    )]
+    #[error("merge {index} ({merge:?}) does not join two tokens into a third; fetch the file again")]
     BadMerge {
         /// Position in the list of merges.
         index: usize,
@@ -262,9 +255,7 @@ pub enum TokenizerFault {
         merge: String,
     },
     /// A special token's id is not in the vocabulary.
-    #[error(
-        "the {role} id {id} is not in the vocabulary of {vocab}; check the model's configuration"
-    )]
+    #[error("the {role} id {id} is not in the vocabulary of {vocab}; check the model's configuration")]
     IdOutOfRange {
         /// What the token is for: BOS or EOS.
         role: &'static str,

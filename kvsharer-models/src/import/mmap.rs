@@ -18,22 +18,13 @@ pub(super) struct MappedFile {
 impl MappedFile {
     /// Maps a regular file. A folder, a pipe or a device is refused before it is opened.
     pub(super) fn open(path: &Path) -> Result<Self, ImportError> {
-        let io = |source| ImportError::Io {
-            path: path.to_owned(),
-            source,
-        };
+        let io = |source| ImportError::Io { path: path.to_owned(), source };
         if !path.metadata().map_err(io)?.is_file() {
-            return Err(ImportError::NotAModel {
-                path: path.to_owned(),
-                why: "it is not a regular file".to_owned(),
-            });
+            return Err(ImportError::NotAModel { path: path.to_owned(), why: "it is not a regular file".to_owned() });
         }
         let file = File::open(path).map_err(io)?;
         let map = map_read_only(&file).map_err(io)?;
-        Ok(Self {
-            path: path.to_owned(),
-            map,
-        })
+        Ok(Self { path: path.to_owned(), map })
     }
 
     /// The path that was opened.

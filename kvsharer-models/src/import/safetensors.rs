@@ -50,16 +50,8 @@ impl SafetensorsFolder {
     /// disagree.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, ImportError> {
         let path = path.as_ref();
-        let mut folder = Self {
-            path: path.to_owned(),
-            shards: Vec::new(),
-            tensors: BTreeMap::new(),
-        };
-        let file = if path.is_dir() {
-            find(path)?
-        } else {
-            path.to_owned()
-        };
+        let mut folder = Self { path: path.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() };
+        let file = if path.is_dir() { find(path)? } else { path.to_owned() };
         if file.to_string_lossy().ends_with(INDEX_END) {
             folder.add_index(&file)?;
         } else {
@@ -108,10 +100,7 @@ impl TensorSource for SafetensorsFolder {
     }
 
     fn raw(&self, name: &str) -> Result<&[u8], ImportError> {
-        let tensor = self
-            .tensors
-            .get(name)
-            .ok_or_else(|| missing(name, &self.path))?;
+        let tensor = self.tensors.get(name).ok_or_else(|| missing(name, &self.path))?;
         Ok(&self.shards[tensor.shard][tensor.bytes.clone()])
     }
 }
@@ -127,12 +116,8 @@ fn find(folder: &Path) -> Result<PathBuf, ImportError> {
 }
 
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>, ImportError> {
-    let text = std::fs::read(path).map_err(|source| ImportError::Io {
-        path: path.to_owned(),
-        source,
-    })?;
-    let index: Index = serde_json::from_slice(&text)
-        .map_err(|error| broken(path, "the index", Fault::Json(error)))?;
+    let text = std::fs::read(path).map_err(|source| ImportError::Io { path: path.to_owned(), source })?;
+    let index: Index = serde_json::from_slice(&text).map_err(|error| broken(path, "the index", Fault::Json(error)))?;
     Ok(index.weight_map)
 }
 
@@ -142,11 +127,7 @@ fn beside(index: &Path, shard: &str) -> Result<PathBuf, ImportError> {
     // The text must be that one part, without separators behind it.
     match (parts.next(), parts.next()) {
         (Some(Component::Normal(name)), None) if name == shard => Ok(index.with_file_name(name)),
-        _ => Err(broken(
-            index,
-            &format!("shard {shard:?}"),
-            Fault::OutsideFolder,
-        )),
+        _ => Err(broken(index, &format!("shard {shard:?}"), Fault::OutsideFolder)),
     }
 }
 
@@ -161,10 +142,7 @@ fn read_header(file: &MappedFile, shard: usize) -> Result<BTreeMap<String, Locat
     let locate = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
         let (start, end) = info.data_offsets;
         let tensor = Located {
-            info: TensorInfo {
-                shape: info.shape.clone(),
-                dtype: dtype(info.dtype),
-            },
+            info: TensorInfo { shape: info.shape.clone(), dtype: dtype(info.dtype) },
             shard,
             bytes: data + start..data + end,
         };
@@ -175,9 +153,7 @@ fn read_header(file: &MappedFile, shard: usize) -> Result<BTreeMap<String, Locat
 
 /// Tells a file that was cut from one that is wrong; the library calls both invalid.
 fn check_length(file: &MappedFile) -> Result<(), ImportError> {
-    let header = file
-        .first_chunk()
-        .map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    let header = file.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
     let (needed, left) = (8u64.saturating_add(header), file.len() as u64);
     if needed > left || left < 8 {
         return Err(ImportError::Truncated {
@@ -200,9 +176,5 @@ fn dtype(dtype: Dtype) -> SourceDtype {
 }
 
 fn broken(path: &Path, place: &str, fault: Fault) -> ImportError {
-    ImportError::Broken {
-        path: path.to_owned(),
-        place: place.to_owned(),
-        fault,
-    }
+    ImportError::Broken { path: path.to_owned(), place: place.to_owned(), fault }
 }

@@ -77,14 +77,8 @@ impl TensorInfo {
     /// that is not made of whole blocks, and when the number overflows.
     pub fn byte_count(&self) -> Option<usize> {
         let (elements, bytes) = self.dtype.block()?;
-        let count = self
-            .shape
-            .iter()
-            .try_fold(1usize, |n, &dim| n.checked_mul(dim))?;
-        count
-            .is_multiple_of(elements)
-            .then_some(count / elements)?
-            .checked_mul(bytes)
+        let count = self.shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim))?;
+        count.is_multiple_of(elements).then_some(count / elements)?.checked_mul(bytes)
     }
 }
 
@@ -120,10 +114,7 @@ pub trait TensorSource: Send + Sync {
     /// [`ImportError::Broken`] if shape and bytes do not fit together.
     fn load(&self, name: &str) -> Result<TensorData, ImportError> {
         let info = self.info(name).ok_or_else(|| missing(name, self.path()))?;
-        let unsupported = || ImportError::UnsupportedDtype {
-            tensor: name.to_owned(),
-            dtype: info.dtype.to_string(),
-        };
+        let unsupported = || ImportError::UnsupportedDtype { tensor: name.to_owned(), dtype: info.dtype.to_string() };
         info.dtype.block().ok_or_else(unsupported)?;
         let bytes = self.raw(name)?;
         let expected = info.byte_count();
@@ -152,14 +143,8 @@ pub trait TensorSource: Send + Sync {
 ///
 /// [`ImportError::WrongShape`] if the file has another shape, and the errors of
 /// [`TensorSource::load`].
-pub fn load_shaped(
-    source: &dyn TensorSource,
-    name: &str,
-    shape: &[usize],
-) -> Result<TensorData, ImportError> {
-    let info = source
-        .info(name)
-        .ok_or_else(|| missing(name, source.path()))?;
+pub fn load_shaped(source: &dyn TensorSource, name: &str, shape: &[usize]) -> Result<TensorData, ImportError> {
+    let info = source.info(name).ok_or_else(|| missing(name, source.path()))?;
     if info.shape != shape {
         return Err(ImportError::WrongShape {
             name: name.to_owned(),
@@ -172,20 +157,12 @@ pub fn load_shaped(
 
 /// The error for a tensor that is not there.
 pub(super) fn missing(name: &str, path: &Path) -> ImportError {
-    ImportError::MissingTensor {
-        name: name.to_owned(),
-        path: path.to_owned(),
-    }
+    ImportError::MissingTensor { name: name.to_owned(), path: path.to_owned() }
 }
 
 /// Little-endian numbers of `N` bytes; bytes behind the last whole one are left out.
 pub(super) fn numbers<const N: usize, T>(bytes: &[u8], from: fn([u8; N]) -> T) -> Vec<T> {
-    bytes
-        .as_chunks()
-        .0
-        .iter()
-        .map(|&number| from(number))
-        .collect()
+    bytes.as_chunks().0.iter().map(|&number| from(number)).collect()
 }
 
 #[cfg(test)]
@@ -218,23 +195,11 @@ mod tests {
 
     #[test]
     fn floats_keep_their_type_and_values() {
-        let half = one(SourceDtype::F16, &[1, 2], &[0x00, 0x3c, 0x00, 0xc0])
-            .load("w")
-            .unwrap();
-        assert_eq!(
-            half,
-            TensorData::from([[f16::from_f32(1.0), f16::from_f32(-2.0)]])
-        );
-        let brain = one(SourceDtype::BF16, &[1], &[0x80, 0x3f])
-            .load("w")
-            .unwrap();
-        assert_eq!(
-            (brain.dtype(), brain.try_to_vec_as::<f32>().unwrap()),
-            (DType::BF16, vec![1.0])
-        );
-        let full = one(SourceDtype::F32, &[1], &1.5f32.to_le_bytes())
-            .load("w")
-            .unwrap();
+        let half = one(SourceDtype::F16, &[1, 2], &[0x00, 0x3c, 0x00, 0xc0]).load("w").unwrap();
+        assert_eq!(half, TensorData::from([[f16::from_f32(1.0), f16::from_f32(-2.0)]]));
+        let brain = one(SourceDtype::BF16, &[1], &[0x80, 0x3f]).load("w").unwrap();
+        assert_eq!((brain.dtype(), brain.try_to_vec_as::<f32>().unwrap()), (DType::BF16, vec![1.0]));
+        let full = one(SourceDtype::F32, &[1], &1.5f32.to_le_bytes()).load("w").unwrap();
         assert_eq!(full, TensorData::from([1.5f32]));
     }
 
@@ -242,10 +207,7 @@ mod tests {
     fn bytes_must_match_the_shape() {
         for shape in [vec![], vec![2], vec![usize::MAX, 2]] {
             let source = one(SourceDtype::F32, &shape, &[0; 5]);
-            assert!(
-                matches!(source.load("w"), Err(ImportError::Broken { .. })),
-                "{shape:?}"
-            );
+            assert!(matches!(source.load("w"), Err(ImportError::Broken { .. })), "{shape:?}");
         }
     }
 
@@ -253,13 +215,8 @@ mod tests {
     fn unsupported_types_and_absent_tensors_are_named() {
         let source = one(SourceDtype::Other("I8".to_owned()), &[1], &[0]);
         let message = source.load("w").unwrap_err().to_string();
-        assert!(
-            message.contains("\"w\"") && message.contains("I8"),
-            "{message}"
-        );
-        assert!(
-            matches!(source.load("v"), Err(ImportError::MissingTensor { name, .. }) if name == "v")
-        );
+        assert!(message.contains("\"w\"") && message.contains("I8"), "{message}");
+        assert!(matches!(source.load("v"), Err(ImportError::MissingTensor { name, .. }) if name == "v"));
     }
 
     #[test]
@@ -267,13 +224,8 @@ mod tests {
         let source = one(SourceDtype::F16, &[2, 1], &[0; 4]);
         assert!(load_shaped(&source, "w", &[2, 1]).is_ok());
         let error = load_shaped(&source, "w", &[1, 2]).unwrap_err();
-        assert!(
-            matches!(&error, ImportError::WrongShape { expected, found, .. }
-            if *expected == [1, 2] && *found == [2, 1])
-        );
-        assert!(matches!(
-            load_shaped(&source, "v", &[1]),
-            Err(ImportError::MissingTensor { .. })
-        ));
+        assert!(matches!(&error, ImportError::WrongShape { expected, found, .. }
+            if *expected == [1, 2] && *found == [2, 1]));
+        assert!(matches!(load_shaped(&source, "v", &[1]), Err(ImportError::MissingTensor { .. })));
     }
 }

@@ -8,9 +8,7 @@ use kvsharer_models::import::{ImportError, ModelTokenizer, TokenizerFault};
 
 /// A file or folder beside the scripts that made it.
 pub(crate) fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
 /// A JSON fixture.
@@ -24,10 +22,7 @@ pub(crate) fn base64(text: &str) -> Vec<u8> {
     let digits = text.trim_end_matches('=').bytes();
     let (mut bits, mut held, mut bytes) = (0u32, 0, Vec::new());
     for digit in digits {
-        let value = DIGITS
-            .iter()
-            .position(|&d| d == digit)
-            .expect("a base64 digit");
+        let value = DIGITS.iter().position(|&d| d == digit).expect("a base64 digit");
         bits = bits << 6 | value as u32;
         held += 6;
         if held >= 8 {
@@ -92,17 +87,13 @@ impl GgufWriter {
     }
 
     pub(crate) fn i32s(self, key: &str, values: &[i32]) -> Self {
-        let elements: Vec<u8> = values
-            .iter()
-            .flat_map(|value| value.to_le_bytes())
-            .collect();
+        let elements: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         self.entry(key, 9, &array(5, values.len() as u64, &elements))
     }
 
     /// Adds a tensor behind the ones before it; `dims` is fastest axis first.
     pub(crate) fn tensor(mut self, name: &str, dims: &[u64], kind: u32, bytes: &[u8]) -> Self {
-        self.data
-            .resize(self.data.len().next_multiple_of(self.alignment), 0);
+        self.data.resize(self.data.len().next_multiple_of(self.alignment), 0);
         let offset = self.data.len() as u64;
         self.data.extend(bytes);
         self.tensor_at(name, dims, kind, offset)
@@ -112,8 +103,7 @@ impl GgufWriter {
     pub(crate) fn tensor_at(mut self, name: &str, dims: &[u64], kind: u32, offset: u64) -> Self {
         self.tensors.extend(string(name));
         self.tensors.extend((dims.len() as u32).to_le_bytes());
-        self.tensors
-            .extend(dims.iter().flat_map(|dim| dim.to_le_bytes()));
+        self.tensors.extend(dims.iter().flat_map(|dim| dim.to_le_bytes()));
         self.tensors.extend(kind.to_le_bytes());
         self.tensors.extend(offset.to_le_bytes());
         self.tensor_count += 1;
@@ -161,12 +151,7 @@ pub(crate) fn shard(tensors: &[(&str, &str, &[usize], &[u8])]) -> Vec<u8> {
         header.insert((*name).to_owned(), info);
     }
     let header = serde_json::Value::Object(header).to_string();
-    [
-        &(header.len() as u64).to_le_bytes(),
-        header.as_bytes(),
-        &data,
-    ]
-    .concat()
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat()
 }
 
 /// What is wrong with a tokenizer that must be refused.

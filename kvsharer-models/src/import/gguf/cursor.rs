@@ -53,12 +53,7 @@ impl<'a> Cursor<'a> {
         let left = (self.bytes.len() - self.at) as u64;
         let needed = count.saturating_mul(size);
         if needed > left {
-            return Err(ImportError::Truncated {
-                path: self.path.to_owned(),
-                what: what.to_owned(),
-                needed,
-                left,
-            });
+            return Err(ImportError::Truncated { path: self.path.to_owned(), what: what.to_owned(), needed, left });
         }
         Ok(())
     }
@@ -100,11 +95,7 @@ impl<'a> Cursor<'a> {
 
     /// The error for something wrong at a place in this file.
     pub(super) fn broken(&self, place: &str, fault: Fault) -> ImportError {
-        ImportError::Broken {
-            path: self.path.to_owned(),
-            place: place.to_owned(),
-            fault,
-        }
+        ImportError::Broken { path: self.path.to_owned(), place: place.to_owned(), fault }
     }
 }
 
@@ -122,40 +113,16 @@ mod tests {
         assert_eq!(cursor.u32("a").unwrap(), 0x201);
         assert_eq!(cursor.str("b").unwrap(), "hi");
         assert_eq!(cursor.at(), 14);
-        assert!(matches!(
-            cursor.u32("the end"),
-            Err(ImportError::Truncated {
-                needed: 4,
-                left: 0,
-                ..
-            })
-        ));
+        assert!(matches!(cursor.u32("the end"), Err(ImportError::Truncated { needed: 4, left: 0, .. })));
     }
 
     #[test]
     fn absurd_lengths_and_foreign_bytes_are_refused() {
         let error = cursor(&[0xff; 12]).str("name").unwrap_err();
-        assert!(matches!(
-            error,
-            ImportError::Truncated {
-                needed: u64::MAX,
-                left: 4,
-                ..
-            }
-        ));
-        assert!(
-            cursor(&[0; 8])
-                .check_left(u64::MAX, u64::MAX, "list")
-                .is_err()
-        );
+        assert!(matches!(error, ImportError::Truncated { needed: u64::MAX, left: 4, .. }));
+        assert!(cursor(&[0; 8]).check_left(u64::MAX, u64::MAX, "list").is_err());
         let error = cursor(b"\x01\0\0\0\0\0\0\0\xff").str("name").unwrap_err();
-        assert!(matches!(
-            error,
-            ImportError::Broken {
-                fault: Fault::NotUtf8,
-                ..
-            }
-        ));
+        assert!(matches!(error, ImportError::Broken { fault: Fault::NotUtf8, .. }));
     }
 
     #[test]
@@ -163,12 +130,6 @@ mod tests {
         let mut bytes = 65536u64.to_le_bytes().to_vec();
         bytes.resize(8 + 65536, b'n');
         assert!(cursor(&bytes).str("a").is_ok());
-        assert!(matches!(
-            cursor(&bytes).name("a"),
-            Err(ImportError::Broken {
-                fault: Fault::NameTooLong { .. },
-                ..
-            })
-        ));
+        assert!(matches!(cursor(&bytes).name("a"), Err(ImportError::Broken { fault: Fault::NameTooLong { .. }, .. })));
     }
 }

@@ -44,11 +44,7 @@ fn unpack<const BYTES: usize, const VALUES: usize>(
     let blocks = bytes.as_chunks::<BYTES>().0;
     let mut values = vec![0.0; blocks.len() * VALUES];
     let outputs = values.as_chunks_mut::<VALUES>().0;
-    outputs
-        .par_iter_mut()
-        .zip(blocks)
-        .with_min_len(BLOCKS_A_TASK)
-        .for_each(|(output, input)| block(input, output));
+    outputs.par_iter_mut().zip(blocks).with_min_len(BLOCKS_A_TASK).for_each(|(output, input)| block(input, output));
     values
 }
 
@@ -111,10 +107,7 @@ fn q4_k_scales(packed: &[u8], group: usize) -> (f32, f32) {
         (packed[group] & 0x3f, packed[group + 4] & 0x3f)
     } else {
         let (scale_top, minimum_top, low) = (packed[group - 4], packed[group], packed[group + 4]);
-        (
-            (low & 0xf) | (scale_top >> 2 & 0x30),
-            (low >> 4) | (minimum_top >> 2 & 0x30),
-        )
+        ((low & 0xf) | (scale_top >> 2 & 0x30), (low >> 4) | (minimum_top >> 2 & 0x30))
     };
     (f32::from(s), f32::from(m))
 }
@@ -144,24 +137,10 @@ mod tests {
 
     #[test]
     fn blocks_are_as_long_as_their_type_says() {
-        for dtype in [
-            SourceDtype::Q8_0,
-            SourceDtype::Q4_0,
-            SourceDtype::Q4_1,
-            SourceDtype::Q4_K,
-            SourceDtype::Q6_K,
-        ] {
+        for dtype in [SourceDtype::Q8_0, SourceDtype::Q4_0, SourceDtype::Q4_1, SourceDtype::Q4_K, SourceDtype::Q6_K] {
             let (elements, bytes) = dtype.block().unwrap();
-            assert_eq!(
-                dequantize(&dtype, &vec![0; 3 * bytes]).unwrap().len(),
-                3 * elements,
-                "{dtype:?}"
-            );
-            assert_eq!(
-                dequantize(&dtype, &vec![0; bytes - 1]).unwrap().len(),
-                0,
-                "{dtype:?}"
-            );
+            assert_eq!(dequantize(&dtype, &vec![0; 3 * bytes]).unwrap().len(), 3 * elements, "{dtype:?}");
+            assert_eq!(dequantize(&dtype, &vec![0; bytes - 1]).unwrap().len(), 0, "{dtype:?}");
         }
     }
 
@@ -171,10 +150,7 @@ mod tests {
         block[..2].copy_from_slice(&ONE);
         block[2] = 0xf0;
         let values = dequantize(&SourceDtype::Q4_0, &block).unwrap();
-        assert_eq!(
-            (values[0], values[1], values[16], values[17]),
-            (-8.0, 0.0, 7.0, 0.0)
-        );
+        assert_eq!((values[0], values[1], values[16], values[17]), (-8.0, 0.0, 7.0, 0.0));
     }
 
     #[test]

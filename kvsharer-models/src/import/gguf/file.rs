@@ -30,11 +30,7 @@ impl GgufFile {
 
     /// The file's metadata.
     pub fn metadata(&self) -> Metadata<'_> {
-        Metadata {
-            path: self.file.path(),
-            bytes: &self.file,
-            entries: &self.header.entries,
-        }
+        Metadata { path: self.file.path(), bytes: &self.file, entries: &self.header.entries }
     }
 }
 
@@ -52,11 +48,7 @@ impl TensorSource for GgufFile {
     }
 
     fn raw(&self, name: &str) -> Result<&[u8], ImportError> {
-        let tensor = self
-            .header
-            .tensors
-            .get(name)
-            .ok_or_else(|| missing(name, self.path()))?;
+        let tensor = self.header.tensors.get(name).ok_or_else(|| missing(name, self.path()))?;
         Ok(&self.file[tensor.bytes.clone()])
     }
 }

@@ -43,15 +43,8 @@ impl Header {
         let mut cursor = Cursor::new(path, bytes);
         let (tensor_count, entry_count) = read_start(&mut cursor, path)?;
         let entries = read_entries(&mut cursor, entry_count)?;
-        let metadata = Metadata {
-            path,
-            bytes,
-            entries: &entries,
-        };
-        let mut table = Table {
-            alignment: alignment(metadata, &cursor)?,
-            tensors: BTreeMap::new(),
-        };
+        let metadata = Metadata { path, bytes, entries: &entries };
+        let mut table = Table { alignment: alignment(metadata, &cursor)?, tensors: BTreeMap::new() };
         cursor.check_left(tensor_count, LEAST_TENSOR, "the table of tensors")?;
         for _ in 0..tensor_count {
             table.read_tensor(&mut cursor)?;
@@ -63,41 +56,26 @@ impl Header {
 
 /// Reads up to the numbers of tensors and of metadata entries.
 fn read_start(cursor: &mut Cursor<'_>, path: &Path) -> Result<(u64, u64), ImportError> {
-    let not_a_model = |why| ImportError::NotAModel {
-        path: path.to_owned(),
-        why,
-    };
+    let not_a_model = |why| ImportError::NotAModel { path: path.to_owned(), why };
     let magic = cursor.take(4, "the magic number")?;
     if magic != MAGIC {
         let magic = magic.escape_ascii();
-        return Err(not_a_model(format!(
-            "it starts with \"{magic}\", not with \"GGUF\""
-        )));
+        return Err(not_a_model(format!("it starts with \"{magic}\", not with \"GGUF\"")));
     }
     match cursor.u32("the version")? {
         2 | 3 => {}
         // A number whose lower half is empty is a small number with its bytes reversed.
         version if version & 0xffff == 0 => {
-            return Err(not_a_model(
-                "it is a big-endian GGUF file, only little-endian ones are read".to_owned(),
-            ));
+            return Err(not_a_model("it is a big-endian GGUF file, only little-endian ones are read".to_owned()));
         }
         version => {
-            return Err(not_a_model(format!(
-                "it is GGUF version {version}, only versions 2 and 3 are read"
-            )));
+            return Err(not_a_model(format!("it is GGUF version {version}, only versions 2 and 3 are read")));
         }
     }
-    Ok((
-        cursor.u64("the number of tensors")?,
-        cursor.u64("the number of metadata entries")?,
-    ))
+    Ok((cursor.u64("the number of tensors")?, cursor.u64("the number of metadata entries")?))
 }
 
-fn read_entries(
-    cursor: &mut Cursor<'_>,
-    count: u64,
-) -> Result<BTreeMap<String, Stored>, ImportError> {
+fn read_entries(cursor: &mut Cursor<'_>, count: u64) -> Result<BTreeMap<String, Stored>, ImportError> {
     cursor.check_left(count, LEAST_ENTRY, "the metadata")?;
     let mut entries = BTreeMap::new();
     for _ in 0..count {
@@ -107,10 +85,7 @@ fn read_entries(
         let at = cursor.at();
         // Read for the checks only: values stay in the file.
         Value::read(cursor, kind, &what)?;
-        if entries
-            .insert(key.to_owned(), Stored { kind, at })
-            .is_some()
-        {
+        if entries.insert(key.to_owned(), Stored { kind, at }).is_some() {
             return Err(cursor.broken(&what, Fault::Duplicate));
         }
     }
@@ -140,22 +115,16 @@ impl Table {
             let limit = MOST_AXES;
             return Err(cursor.broken(&what, Fault::TooManyAxes { found: axes, limit }));
         }
-        let dims: Vec<u64> = (0..axes)
-            .map(|_| cursor.u64(&what))
-            .collect::<Result<_, _>>()?;
-        let dtype = dtype(cursor.u32(&what)?).map_err(|dtype| ImportError::UnsupportedDtype {
-            tensor: name.to_owned(),
-            dtype,
-        })?;
+        let dims: Vec<u64> = (0..axes).map(|_| cursor.u64(&what)).collect::<Result<_, _>>()?;
+        let dtype = dtype(cursor.u32(&what)?)
+            .map_err(|dtype| ImportError::UnsupportedDtype { tensor: name.to_owned(), dtype })?;
         let offset = cursor.u64(&what)?;
         let alignment = self.alignment;
         if !offset.is_multiple_of(alignment) {
             return Err(cursor.broken(&what, Fault::Unaligned { offset, alignment }));
         }
         let (info, bytes) = measure(&dims, dtype).map_err(|fault| cursor.broken(&what, fault))?;
-        let end = offset
-            .checked_add(bytes)
-            .ok_or_else(|| cursor.broken(&what, Fault::SizeOverflow { dims }))?;
+        let end = offset.checked_add(bytes).ok_or_else(|| cursor.broken(&what, Fault::SizeOverflow { dims }))?;
         match self.tensors.entry(name.to_owned()) {
             Entry::Vacant(entry) => entry.insert((info, offset..end)),
             Entry::Occupied(_) => return Err(cursor.broken(&what, Fault::Duplicate)),
@@ -165,18 +134,11 @@ impl Table {
 
     /// Places the tensors in the file. The data starts at the next multiple of the alignment
     /// behind the header, where `cursor` stands.
-    fn locate(
-        self,
-        cursor: &Cursor<'_>,
-        file_bytes: u64,
-    ) -> Result<BTreeMap<String, Located>, ImportError> {
+    fn locate(self, cursor: &Cursor<'_>, file_bytes: u64) -> Result<BTreeMap<String, Located>, ImportError> {
         let start = (cursor.at() as u64).next_multiple_of(self.alignment);
         self.check_overlaps(cursor)?;
         let place = |(name, (info, range)): (String, (TensorInfo, Range<u64>))| {
-            if start
-                .checked_add(range.end)
-                .is_none_or(|end| end > file_bytes)
-            {
+            if start.checked_add(range.end).is_none_or(|end| end > file_bytes) {
                 return Err(ImportError::Truncated {
                     path: cursor.path().to_owned(),
                     what: format!("tensor {name:?}"),
@@ -209,16 +171,11 @@ impl Table {
 
 /// Turns GGUF's dimensions, fastest axis first, into a row-major shape, and counts the bytes.
 fn measure(dims: &[u64], dtype: SourceDtype) -> Result<(TensorInfo, u64), Fault> {
-    let overflow = || Fault::SizeOverflow {
-        dims: dims.to_vec(),
-    };
+    let overflow = || Fault::SizeOverflow { dims: dims.to_vec() };
     let turned = dims.iter().rev().map(|&dim| usize::try_from(dim));
     let shape: Vec<usize> = turned.collect::<Result<_, _>>().map_err(|_| overflow())?;
     // Blocks never span rows: each row starts with a new one.
-    let (row, block) = (
-        dims.first().copied().unwrap_or(1),
-        dtype.block().map_or(1, |(elements, _)| elements as u64),
-    );
+    let (row, block) = (dims.first().copied().unwrap_or(1), dtype.block().map_or(1, |(elements, _)| elements as u64));
     if !row.is_multiple_of(block) {
         return Err(Fault::PartialBlock { row, block });
     }

@@ -67,17 +67,11 @@ impl<'a> Metadata<'a> {
     ///
     /// [`ImportError::BadMetadata`] if the key is absent or its value is something else.
     pub fn require<T: FromValue<'a>>(&self, key: &str) -> Result<T, ImportError> {
-        self.get(key)?
-            .ok_or_else(|| self.bad(key, T::EXPECTED, "nothing"))
+        self.get(key)?.ok_or_else(|| self.bad(key, T::EXPECTED, "nothing"))
     }
 
     /// The error for a value that is not what it should be.
     pub fn bad(&self, key: &str, expected: &'static str, found: &str) -> ImportError {
-        ImportError::BadMetadata {
-            path: self.path.to_owned(),
-            key: key.to_owned(),
-            expected,
-            found: found.to_owned(),
-        }
+        ImportError::BadMetadata { path: self.path.to_owned(), key: key.to_owned(), expected, found: found.to_owned() }
     }
 }

@@ -49,12 +49,8 @@ impl Kind {
     /// Reads the number of a kind.
     pub(super) fn read(cursor: &mut Cursor<'_>, what: &str) -> Result<Self, ImportError> {
         let kind = cursor.u32(what)?;
-        let known = usize::try_from(kind)
-            .ok()
-            .and_then(|kind| Self::ALL.get(kind));
-        known
-            .copied()
-            .ok_or_else(|| cursor.broken(what, Fault::UnknownKind { kind }))
+        let known = usize::try_from(kind).ok().and_then(|kind| Self::ALL.get(kind));
+        known.copied().ok_or_else(|| cursor.broken(what, Fault::UnknownKind { kind }))
     }
 
     /// The fewest bytes that a value of this kind takes.
@@ -88,20 +84,11 @@ pub enum Value<'a> {
 
 impl<'a> Value<'a> {
     /// Reads a value of a known kind and checks all that it contains.
-    pub(super) fn read(
-        cursor: &mut Cursor<'a>,
-        kind: Kind,
-        what: &str,
-    ) -> Result<Self, ImportError> {
+    pub(super) fn read(cursor: &mut Cursor<'a>, kind: Kind, what: &str) -> Result<Self, ImportError> {
         Self::read_nested(cursor, kind, what, 0)
     }
 
-    fn read_nested(
-        cursor: &mut Cursor<'a>,
-        kind: Kind,
-        what: &str,
-        depth: usize,
-    ) -> Result<Self, ImportError> {
+    fn read_nested(cursor: &mut Cursor<'a>, kind: Kind, what: &str, depth: usize) -> Result<Self, ImportError> {
         Ok(match kind {
             Kind::U8 => Self::Int(u8::from_le_bytes(cursor.array(what)?).into()),
             Kind::I8 => Self::Int(i8::from_le_bytes(cursor.array(what)?).into()),
@@ -133,12 +120,7 @@ impl fmt::Display for Value<'_> {
             Self::F64(value) => write!(f, "the float {value}"),
             Self::Bool(value) => write!(f, "{value}"),
             Self::Str(value) => write!(f, "the text {value:?}"),
-            Self::Array(array) => write!(
-                f,
-                "a list of {} values of kind {:?}",
-                array.len(),
-                array.kind()
-            ),
+            Self::Array(array) => write!(f, "a list of {} values of kind {:?}", array.len(), array.kind()),
         }
     }
 }
@@ -161,12 +143,7 @@ impl<'a> Array<'a> {
         let kind = Kind::read(cursor, what)?;
         let count = cursor.u64(what)?;
         cursor.check_left(count, kind.least_bytes(), what)?;
-        let array = Self {
-            kind,
-            count,
-            depth,
-            elements: cursor.clone(),
-        };
+        let array = Self { kind, count, depth, elements: cursor.clone() };
         for _ in 0..count {
             Value::read_nested(cursor, kind, what, depth)?;
         }
@@ -193,8 +170,7 @@ impl<'a> Array<'a> {
         let Self { kind, depth, .. } = *self;
         let mut cursor = self.elements.clone();
         // Everything was read once when the file was opened, so that no element fails here.
-        (0..self.count)
-            .map_while(move |_| Value::read_nested(&mut cursor, kind, "a list", depth).ok())
+        (0..self.count).map_while(move |_| Value::read_nested(&mut cursor, kind, "a list", depth).ok())
     }
 }
 

@@ -26,16 +26,10 @@ pub(super) fn read(metadata: Metadata<'_>) -> Result<ModelTokenizer, ImportError
     for id in eos_keys.map(|key| metadata.get(key)) {
         eos.extend(id?.filter(|id| !eos.contains(id)));
     }
-    let add_bos = metadata
-        .get("tokenizer.ggml.add_bos_token")?
-        .unwrap_or(false);
+    let add_bos = metadata.get("tokenizer.ggml.add_bos_token")?.unwrap_or(false);
     let add_eos = "tokenizer.ggml.add_eos_token";
     if metadata.get(add_eos)?.unwrap_or(false) {
-        return Err(metadata.bad(
-            add_eos,
-            "false: EOS behind every text is not supported",
-            "true",
-        ));
+        return Err(metadata.bad(add_eos, "false: EOS behind every text is not supported", "true"));
     }
     tokenizer.with_special(bos, eos, add_bos)
 }
@@ -57,9 +51,7 @@ fn build(metadata: Metadata<'_>) -> Result<Tokenizer, ImportError> {
     let mut inner = Tokenizer::new(bpe);
     inner.with_pre_tokenizer(Some(pre_tokenizer));
     inner.with_decoder(Some(ByteLevel::default()));
-    inner
-        .add_tokens(added)
-        .map_err(|error| fault(TokenizerFault::Library(error)))?;
+    inner.add_tokens(added).map_err(|error| fault(TokenizerFault::Library(error)))?;
     Ok(inner)
 }
 
@@ -70,10 +62,7 @@ fn pre_tokenizer(pre: &str) -> Result<PreTokenizerWrapper, TokenizerFault> {
     match pre {
         "smollm" => Ok(Sequence::new(vec![Digits::new(true).into(), words.into()]).into()),
         "gpt-2" => Ok(words.into()),
-        _ => Err(TokenizerFault::UnsupportedPre {
-            pre: pre.to_owned(),
-            supported: SUPPORTED_PRE,
-        }),
+        _ => Err(TokenizerFault::UnsupportedPre { pre: pre.to_owned(), supported: SUPPORTED_PRE }),
     }
 }
 
@@ -82,28 +71,17 @@ fn byte_pairs(tokens: &[&str], merges: &[&str]) -> Result<BPE, TokenizerFault> {
     let mut vocab = HashMap::with_capacity(tokens.len());
     for (id, &token) in (0..).zip(tokens) {
         if let Some(first) = vocab.insert(token.to_owned(), id) {
-            return Err(TokenizerFault::DuplicateToken {
-                token: token.to_owned(),
-                first,
-                second: id,
-            });
+            return Err(TokenizerFault::DuplicateToken { token: token.to_owned(), first, second: id });
         }
     }
     let mut pairs = Vec::with_capacity(merges.len());
     for (index, merge) in merges.iter().enumerate() {
         // A rule without a space has no right side, and the empty text is refused as no token.
         let (left, right) = merge.split_once(' ').unwrap_or((merge, ""));
-        check_merge(index, (left, right), |token| {
-            !token.is_empty() && vocab.contains_key(token)
-        })?;
+        check_merge(index, (left, right), |token| !token.is_empty() && vocab.contains_key(token))?;
         pairs.push((left.to_owned(), right.to_owned()));
     }
-    let bpe = BPE::builder().vocab_and_merges(
-        vocab
-            .into_iter()
-            .collect::<tokenizers::models::bpe::Vocab>(),
-        pairs,
-    );
+    let bpe = BPE::builder().vocab_and_merges(vocab.into_iter().collect::<tokenizers::models::bpe::Vocab>(), pairs);
     bpe.build().map_err(TokenizerFault::Library)
 }
 
@@ -111,10 +89,7 @@ fn byte_pairs(tokens: &[&str], merges: &[&str]) -> Result<BPE, TokenizerFault> {
 /// special, and user-defined ones (type 4).
 fn added_tokens(tokens: &[&str], types: &[i32]) -> Result<Vec<AddedToken>, TokenizerFault> {
     if !types.is_empty() && types.len() != tokens.len() {
-        return Err(TokenizerFault::TypesDiffer {
-            tokens: tokens.len(),
-            types: types.len(),
-        });
+        return Err(TokenizerFault::TypesDiffer { tokens: tokens.len(), types: types.len() });
     }
     let mut added = Vec::new();
     for (id, (&token, &kind)) in tokens.iter().zip(types).enumerate() {

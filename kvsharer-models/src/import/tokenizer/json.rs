@@ -10,10 +10,7 @@ use super::{ModelTokenizer, bad, check_merge};
 
 /// Reads the file; see [`ModelTokenizer::from_file`].
 pub(super) fn read(path: &Path) -> Result<ModelTokenizer, ImportError> {
-    let bytes = std::fs::read(path).map_err(|source| ImportError::Io {
-        path: path.to_owned(),
-        source,
-    })?;
+    let bytes = std::fs::read(path).map_err(|source| ImportError::Io { path: path.to_owned(), source })?;
     let mut tokenizer = ModelTokenizer::new(parse(&bytes).map_err(|fault| bad(path, fault))?, path);
     if let Some(bos) = tokenizer.template_bos()? {
         tokenizer = tokenizer.with_special(Some(bos), Vec::new(), true)?;
@@ -24,9 +21,7 @@ pub(super) fn read(path: &Path) -> Result<ModelTokenizer, ImportError> {
 fn parse(bytes: &[u8]) -> Result<Tokenizer, TokenizerFault> {
     check_merges(&serde_json::from_slice(bytes).map_err(TokenizerFault::Json)?)?;
     let mut inner = Tokenizer::from_bytes(bytes).map_err(TokenizerFault::Library)?;
-    inner
-        .with_truncation(None)
-        .map_err(TokenizerFault::Library)?;
+    inner.with_truncation(None).map_err(TokenizerFault::Library)?;
     inner.with_padding(None);
     Ok(inner)
 }
@@ -34,14 +29,10 @@ fn parse(bytes: &[u8]) -> Result<Tokenizer, TokenizerFault> {
 /// Checks the merges of a BPE model. Any other mistake is left for the library to find.
 fn check_merges(file: &Value) -> Result<(), TokenizerFault> {
     let model = &file["model"];
-    let (Some(vocab), Some(merges)) = (model["vocab"].as_object(), model["merges"].as_array())
-    else {
+    let (Some(vocab), Some(merges)) = (model["vocab"].as_object(), model["merges"].as_array()) else {
         return Ok(());
     };
-    if let Some(prefix) = model["continuing_subword_prefix"]
-        .as_str()
-        .filter(|prefix| !prefix.is_empty())
-    {
+    if let Some(prefix) = model["continuing_subword_prefix"].as_str().filter(|prefix| !prefix.is_empty()) {
         let prefix = prefix.to_owned();
         return Err(TokenizerFault::SubwordPrefix { prefix });
     }
@@ -66,10 +57,7 @@ impl ModelTokenizer {
     fn template_bos(&self) -> Result<Option<u32>, ImportError> {
         let text = "a";
         let bare = self.encode_bare(text)?;
-        let encoding = self
-            .inner
-            .encode_fast(text, true)
-            .map_err(ImportError::Tokenize)?;
+        let encoding = self.inner.encode_fast(text, true).map_err(ImportError::Tokenize)?;
         match encoding.get_ids() {
             ids if ids == bare => Ok(None),
             [bos, rest @ ..] if rest == bare => Ok(Some(*bos)),

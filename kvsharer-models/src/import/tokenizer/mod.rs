@@ -63,19 +63,11 @@ impl ModelTokenizer {
     /// # Errors
     ///
     /// [`ImportError::BadTokenizer`] for an id that no token has, and for `add_bos` without `bos`.
-    pub fn with_special(
-        mut self,
-        bos: Option<u32>,
-        eos: Vec<u32>,
-        add_bos: bool,
-    ) -> Result<Self, ImportError> {
+    pub fn with_special(mut self, bos: Option<u32>, eos: Vec<u32>, add_bos: bool) -> Result<Self, ImportError> {
         if add_bos && bos.is_none() {
             return Err(self.bad(TokenizerFault::NoBos));
         }
-        let roles = bos
-            .iter()
-            .map(|id| ("BOS", id))
-            .chain(eos.iter().map(|id| ("EOS", id)));
+        let roles = bos.iter().map(|id| ("BOS", id)).chain(eos.iter().map(|id| ("EOS", id)));
         for (role, &id) in roles {
             if self.token(id).is_none() {
                 let vocab = self.vocab_size();
@@ -105,10 +97,7 @@ impl ModelTokenizer {
     ///
     /// [`ImportError::Tokenize`] if the library fails.
     pub fn encode_bare(&self, text: &str) -> Result<Vec<u32>, ImportError> {
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(ImportError::Tokenize)?;
+        let encoding = self.inner.encode_fast(text, false).map_err(ImportError::Tokenize)?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -117,14 +106,8 @@ impl ModelTokenizer {
     /// # Errors
     ///
     /// [`ImportError::Tokenize`] if the library fails on one of them.
-    pub fn encode_batch<T: AsRef<str> + Sync>(
-        &self,
-        texts: &[T],
-    ) -> Result<Vec<Vec<u32>>, ImportError> {
-        texts
-            .par_iter()
-            .map(|text| self.encode(text.as_ref()))
-            .collect()
+    pub fn encode_batch<T: AsRef<str> + Sync>(&self, texts: &[T]) -> Result<Vec<Vec<u32>>, ImportError> {
+        texts.par_iter().map(|text| self.encode(text.as_ref())).collect()
     }
 
     /// The text of ids. As in Hugging Face, an id that no token has gives no text (a model's
@@ -134,9 +117,7 @@ impl ModelTokenizer {
     ///
     /// [`ImportError::Tokenize`] if the library fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, ImportError> {
-        self.inner
-            .decode(ids, skip_special)
-            .map_err(ImportError::Tokenize)
+        self.inner.decode(ids, skip_special).map_err(ImportError::Tokenize)
     }
 
     /// Starts to decode a text whose ids come one by one.
@@ -177,18 +158,11 @@ impl ModelTokenizer {
     /// Whether decoding can leave this token out.
     pub fn is_special(&self, id: u32) -> bool {
         let added = self.inner.get_added_vocabulary();
-        self.token(id)
-            .is_some_and(|token| added.is_special_token(&token))
+        self.token(id).is_some_and(|token| added.is_special_token(&token))
     }
 
     fn new(inner: Tokenizer, path: &Path) -> Self {
-        Self {
-            inner,
-            path: path.to_owned(),
-            bos: None,
-            eos: Vec::new(),
-            add_bos: false,
-        }
+        Self { inner, path: path.to_owned(), bos: None, eos: Vec::new(), add_bos: false }
     }
 
     fn bad(&self, fault: TokenizerFault) -> ImportError {
@@ -210,19 +184,12 @@ impl fmt::Debug for ModelTokenizer {
 }
 
 fn bad(path: &Path, fault: TokenizerFault) -> ImportError {
-    ImportError::BadTokenizer {
-        path: path.to_owned(),
-        fault,
-    }
+    ImportError::BadTokenizer { path: path.to_owned(), fault }
 }
 
 /// Checks that a merge rule joins two tokens into a third. The library relies on it: where the
 /// joined token is longer than any other it panics.
-fn check_merge(
-    index: usize,
-    pair: (&str, &str),
-    is_token: impl Fn(&str) -> bool,
-) -> Result<(), TokenizerFault> {
+fn check_merge(index: usize, pair: (&str, &str), is_token: impl Fn(&str) -> bool) -> Result<(), TokenizerFault> {
     let (left, right) = pair;
     if is_token(left) && is_token(right) && is_token(&[left, right].concat()) {
         return Ok(());

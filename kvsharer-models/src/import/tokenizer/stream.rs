@@ -26,12 +26,7 @@ pub struct DecodeStream<'a> {
 
 impl<'a> DecodeStream<'a> {
     pub(super) fn new(tokenizer: &'a ModelTokenizer, skip_special: bool) -> Self {
-        Self {
-            tokenizer,
-            skip_special,
-            ids: Vec::new(),
-            given: 0,
-        }
+        Self { tokenizer, skip_special, ids: Vec::new(), given: 0 }
     }
 
     /// Takes the next id; gives the text that it completes, never an empty one.
@@ -65,14 +60,8 @@ impl<'a> DecodeStream<'a> {
 
     fn held_text(&self) -> Result<String, ImportError> {
         let mut text = self.tokenizer.decode(&self.ids, self.skip_special)?;
-        let given = self
-            .tokenizer
-            .decode(&self.ids[..self.given], self.skip_special)?;
+        let given = self.tokenizer.decode(&self.ids[..self.given], self.skip_special)?;
         // What was given out ends in a whole character, so that later ids do not change it.
-        Ok(if text.starts_with(&given) {
-            text.split_off(given.len())
-        } else {
-            text
-        })
+        Ok(if text.starts_with(&given) { text.split_off(given.len()) } else { text })
     }
 }

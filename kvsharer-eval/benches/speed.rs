@@ -39,7 +39,8 @@ fn main() {
     let last = reference();
     println!("{} threads, commit {}", rayon::current_num_threads(), commit());
     for (name, ours) in rows {
-        let theirs: Vec<f64> = [&first, &last].into_iter().flatten().filter_map(|r| r[name]["median"].as_f64()).collect();
+        let theirs: Vec<f64> =
+            [&first, &last].into_iter().flatten().filter_map(|r| r[name]["median"].as_f64()).collect();
         let ours_line = format!("{name}: kvsharer {:.1} tokens/s ({:.1} to {:.1})", ours.median, ours.min, ours.max);
         match Spread::of(theirs.clone()) {
             theirs_spread if !theirs.is_empty() => println!(

@@ -35,7 +35,11 @@ const ROWS: &[Row] = &[
     ("unknown dtype", &["plan", "-m", "TINY", "--dtype", "f64"], "possible values: f32, f16, bf16"),
     ("negative seed", &["plan", "-m", "TINY", "--seed", "-1"], "'-1'"),
     ("no threads", &["plan", "-m", "TINY", "--threads", "0"], "0 is not in 1..=1024"),
-    ("unknown policy", &["plan", "-m", "TINY", "--policy", "magic"], "no policy `magic`: known are full, streaming-llm"),
+    (
+        "unknown policy",
+        &["plan", "-m", "TINY", "--policy", "magic"],
+        "no policy `magic`: known are full, streaming-llm",
+    ),
     ("empty policy", &["plan", "-m", "TINY", "--policy", ""], "no policy ``"),
     ("unknown policy option", &["plan", "-m", "TINY", "--policy", "streaming-llm:sink=4"], "no option `sink`"),
     ("policy option without value", &["plan", "-m", "TINY", "--policy", "streaming-llm:sinks"], "write `key=value`"),
@@ -101,7 +105,8 @@ fn wrong_usage_exits_with_2_and_one_error_and_leaves_nothing() {
     for (name, args, expected) in ROWS {
         for json in [false, true] {
             let work = folder();
-            let mut args: Vec<String> = args.iter().map(|arg| arg.replace("TINY", &tiny()).replace("TEXT", &text)).collect();
+            let mut args: Vec<String> =
+                args.iter().map(|arg| arg.replace("TINY", &tiny()).replace("TEXT", &text)).collect();
             if json && !args.is_empty() {
                 args.push("--json".into());
             }
@@ -140,6 +145,7 @@ fn arguments_that_are_no_text_are_refused() {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
     let (work, tiny) = (folder(), tiny());
-    let prompt = [OsStr::new("generate"), OsStr::new("-m"), tiny.as_ref(), OsStr::new("-p"), OsStr::from_bytes(b"a\xff")];
+    let prompt =
+        [OsStr::new("generate"), OsStr::new("-m"), tiny.as_ref(), OsStr::new("-p"), OsStr::from_bytes(b"a\xff")];
     run(work.path(), &prompt).fails(2, "invalid UTF-8");
 }

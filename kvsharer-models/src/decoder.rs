@@ -61,17 +61,6 @@ impl Decoder {
         }
     }
 
-    /// Lets single tokens use `threads` host threads; for devices that compute on the host. Results don't change.
-    pub fn with_host_threads(mut self, threads: usize) -> Self {
-        for DecoderLayer { attention, mlp, .. } in &mut self.layers {
-            let Attention { query, key, value, output, .. } = attention;
-            let Mlp { gate, up, down } = mlp;
-            [query, key, value, output, gate, up, down].map(|linear| linear.set_host_threads(threads));
-        }
-        self.head.set_host_threads(threads);
-        self
-    }
-
     /// The hyperparameters.
     pub fn config(&self) -> &DecoderConfig {
         &self.config

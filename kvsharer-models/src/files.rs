@@ -43,7 +43,7 @@ impl ModelFiles {
         let file = GgufFile::open(path)?;
         let architecture = file.metadata().require::<&str>("general.architecture")?;
         let family = find(path, architecture, |family| family.gguf())?;
-        let config = family.from_gguf(&file)?;
+        let config = family.read_gguf(&file)?;
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into();
         Ok(Self { name, config, weights: Weights::Gguf(Box::new(file), family) })
     }
@@ -60,7 +60,7 @@ impl ModelFiles {
         let architecture = names.and_then(|names| names.first()).and_then(Value::as_str);
         let architecture = architecture.ok_or_else(|| config.problem("architectures", "a list of names"))?;
         let family = find(&path, architecture, |family| family.hugging_face())?;
-        let config = family.from_hugging_face(&config)?;
+        let config = family.read_hugging_face(&config)?;
         let weights = Weights::HuggingFace(Box::new(SafetensorsFolder::open(folder)?), family);
         let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into();
         Ok(Self { name, config, weights })

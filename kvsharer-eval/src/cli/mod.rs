@@ -30,8 +30,8 @@ struct Cli {
 /// Options of every command.
 #[derive(Args, Clone)]
 struct Global {
-    /// Where to compute: cpu, cuda[:INDEX] or wgpu[:INDEX]
-    #[arg(long, global = true, default_value = "cpu")]
+    /// Where to compute
+    #[arg(long, global = true, default_value = "cpu", help = "Where to compute: cpu, cuda[:INDEX] or wgpu[:INDEX]")]
     device: DeviceArg,
     /// Type of weights, activations and cache
     #[arg(long, global = true, value_enum, default_value_t = DtypeArg::F32)]

@@ -71,7 +71,8 @@ impl Run {
         assert_eq!(self.code, Some(code), "stderr: {stderr}");
         assert!(!stderr.contains("panicked"), "{stderr}");
         assert!(stderr.contains(expected), "expected `{expected}` in: {stderr}");
-        let progress = |line: &&str| !["loading ", "fetching ", "warning: "].iter().any(|start| line.starts_with(start));
+        let progress =
+            |line: &&str| !["loading ", "fetching ", "warning: "].iter().any(|start| line.starts_with(start));
         let lines: Vec<&str> = stderr.lines().filter(progress).collect();
         assert!(lines.first().is_some_and(|line| line.starts_with("error: ")), "{stderr}");
         assert_eq!(lines.iter().filter(|line| line.starts_with("error")).count(), 1, "{stderr}");

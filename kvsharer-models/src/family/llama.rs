@@ -21,7 +21,7 @@ impl Family for Llama {
         &["llama"]
     }
 
-    fn from_hugging_face(&self, config: &HfConfig<'_>) -> Result<DecoderConfig, ModelError> {
+    fn read_hugging_face(&self, config: &HfConfig<'_>) -> Result<DecoderConfig, ModelError> {
         for bias in ["attention_bias", "mlp_bias"] {
             if config.flag(bias)? {
                 return Err(config.unsupported(bias, ": only models without biases are"));
@@ -50,7 +50,7 @@ impl Family for Llama {
         .validated()
     }
 
-    fn from_gguf(&self, file: &GgufFile) -> Result<DecoderConfig, ModelError> {
+    fn read_gguf(&self, file: &GgufFile) -> Result<DecoderConfig, ModelError> {
         let metadata = file.metadata();
         let key = |name: &str| format!("llama.{name}");
         let size = |name: &str| metadata.require::<usize>(&key(name));

@@ -79,13 +79,13 @@ pub trait Family: Sync {
     ///
     /// # Errors
     /// [`ModelError`] names a missing or unsupported setting.
-    fn from_hugging_face(&self, config: &HfConfig<'_>) -> Result<DecoderConfig, ModelError>;
+    fn read_hugging_face(&self, config: &HfConfig<'_>) -> Result<DecoderConfig, ModelError>;
 
     /// Reads GGUF metadata.
     ///
     /// # Errors
     /// [`ModelError`] names a missing or unsupported key.
-    fn from_gguf(&self, file: &GgufFile) -> Result<DecoderConfig, ModelError>;
+    fn read_gguf(&self, file: &GgufFile) -> Result<DecoderConfig, ModelError>;
 
     /// The tensor's name in a format.
     fn tensor_name(&self, format: Format, part: Part) -> String {

@@ -148,10 +148,11 @@ impl Plan {
         self.slots.iter().map(slot_bytes).sum()
     }
 
-    /// Highest bytes held while `chunk` tokens are appended at once to a cache of `tokens` tokens: the allocation
-    /// plus the largest sum of groups in flight, which hold old cells and the chunk in full until their last reader.
+    /// The most bytes that can be held while tokens are appended `chunk` at a time up to `tokens`: the allocation plus
+    /// the largest sum of groups in flight, which hold old cells and the chunk in full until their last reader.
     ///
-    /// `tokens` counts the whole sequence, `chunk` the largest single forward pass.
+    /// Exact for a prompt run in one pass (`chunk == tokens`); an upper bound for smaller chunks, as a policy may make
+    /// room before a chunk comes.
     pub fn prefill_peak_bytes(&self, batch: usize, tokens: usize, chunk: usize, element_bytes: usize) -> usize {
         let chunk = chunk.min(tokens);
         let in_flight_at = |layer: LayerId| -> usize {

@@ -239,13 +239,17 @@ fn a_broken_tokenizer_is_refused() {
 
 #[test]
 fn a_tokenizer_of_another_model_is_refused() {
-    let model = hugging_face();
-    let vocab = json!({ "a": 0, "b": 96 });
-    let tokenizer =
-        json!({ "version": "1.0", "added_tokens": [], "model": { "type": "BPE", "vocab": vocab, "merges": [] } });
-    write(model.path(), "tokenizer.json", tokenizer.to_string());
-    let args = ["generate", "-m", model.path().to_str().expect("a UTF-8 path"), "-p", "ab"];
-    run(model.path(), &args).fails(1, "token id 96 is outside the vocabulary of 96");
+    for (vocab, expected) in [
+        (json!({ "a": 0, "b": 96, "c": 1, "d": 2 }), "token id 96 is outside the vocabulary of 96"),
+        (json!({ "a": 0 }), "the BOS id 1 is not in the vocabulary of 1"),
+    ] {
+        let model = hugging_face();
+        let tokenizer =
+            json!({ "version": "1.0", "added_tokens": [], "model": { "type": "BPE", "vocab": vocab, "merges": [] } });
+        write(model.path(), "tokenizer.json", tokenizer.to_string());
+        let args = ["generate", "-m", model.path().to_str().expect("a UTF-8 path"), "-p", "ab", "--json"];
+        run(model.path(), &args).fails(1, expected);
+    }
 }
 
 #[test]

@@ -106,12 +106,14 @@ impl ModelFiles {
                 None
             }
         };
-        for (source, name) in
-            source.iter().flat_map(|source| source.names().into_iter().map(move |name| (source, name)))
-        {
-            hasher.update(format!("{name} {:?}\n", source.info(name)));
-            let bytes = source.raw(name)?;
-            hasher.update(&bytes[..bytes.len().min(FINGERPRINT_BYTES)]);
+        if let Some(source) = source {
+            for name in source.names() {
+                if let Some(info) = source.info(name) {
+                    hasher.update(format!("{name} {:?} {}\n", info.shape, info.dtype));
+                }
+                let bytes = source.raw(name)?;
+                hasher.update(&bytes[..bytes.len().min(FINGERPRINT_BYTES)]);
+            }
         }
         let hash = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         let DecoderConfig { architecture, layers, heads, kv_heads, head_dim, .. } = self.config.clone();

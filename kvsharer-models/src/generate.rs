@@ -100,6 +100,12 @@ pub fn generate(
     }
     let decode = start.elapsed();
     if stopped != Stopped::StopString {
+        // What the last token left incomplete.
+        if let Some(rest) = decoder.finish()?
+            && text.push(&rest, &mut stream)
+        {
+            stopped = Stopped::StopString;
+        }
         text.finish(&mut stream);
     }
     Ok(Generated { ids: history.split_off(prompt.len()), text: text.text, stopped, prefill, decode })

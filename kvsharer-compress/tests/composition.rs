@@ -205,4 +205,14 @@ fn two_evictors_without_an_order_are_a_plan_error() {
     );
     let ordered = plan(stack().evict_in_order()).unwrap();
     assert!(ordered.groups().iter().all(|group| group.budget == Some(8)));
+
+    // One after the other, the tighter one decides.
+    let tokens = toy_tokens(2, 40, 21);
+    let chunks = [13, 1, 1, 5, 1, 11, 1, 1, 1, 1, 4];
+    let run = |stack| {
+        let mut cache = Cache::new(model.shape(), stack, model.cache_options(2, 40), &Device::flex()).unwrap();
+        model.run(&tokens, &chunks, &mut cache).unwrap()
+    };
+    let tighter = run(Stack::new().with(StreamingLlm::new(2, 6)));
+    assert!(max_difference(run(stack().evict_in_order()), tighter) < 1e-5);
 }

@@ -89,29 +89,40 @@ impl Store {
         self.slots[slot.0].in_flight = Some(all);
     }
 
-    /// Compacts a slot of `len` cells (or what is in flight) to the kept ones, at the front of the buffer.
+    /// Compacts a slot of `len` cells (or what is in flight) to the kept ones, in their order, at the front of the
+    /// buffer; what is in flight goes on flying until it [lands](Self::land).
     pub(crate) fn keep(&mut self, slot: SlotId, len: usize, kept: &Kept) {
         let all = self.view(slot, len);
-        self.slots[slot.0].in_flight = None;
+        let flying = self.slots[slot.0].in_flight.take().is_some();
         let [batch, heads, _, dim] = all.dims();
         let front = match kept {
-            Kept::Cells(cells) if cells.iter().copied().eq(0..len) => all,
+            Kept::Cells(cells) if cells.is_empty() => return,
+            Kept::Cells(cells) if cells.iter().copied().eq(0..len) => all.clone(),
             Kept::Cells(cells) => {
-                let parts: Vec<_> = runs(cells).map(|run| all.clone().slice_dim(axis::CELL, run)).collect();
-                drop(all);
-                if parts.is_empty() {
-                    return;
-                }
+                let parts = runs(cells).map(|run| all.clone().slice_dim(axis::CELL, run)).collect();
                 Tensor::cat(parts, axis::CELL)
             }
             Kept::PerHead(cells) => {
                 let count = cells.dims()[2];
                 let index = cells.clone().unsqueeze_dim::<4>(3).expand([batch, heads, count, dim]);
-                all.gather(axis::CELL, index)
+                all.clone().gather(axis::CELL, index)
             }
         };
-        let count = front.dims()[axis::CELL];
-        self.slots[slot.0].assign(0..count, front);
+        drop(all);
+        let slot = &mut self.slots[slot.0];
+        if flying {
+            slot.in_flight = Some(front);
+        } else {
+            slot.assign(0..front.dims()[axis::CELL], front);
+        }
+    }
+
+    /// Writes what is in flight into the buffer, which must have room for it.
+    pub(crate) fn land(&mut self, slot: SlotId) {
+        let slot = &mut self.slots[slot.0];
+        if let Some(tokens) = slot.in_flight.take() {
+            slot.assign(0..tokens.dims()[axis::CELL], tokens);
+        }
     }
 
     /// Saves the keys in `cells` as the sinks' originals, before they are turned for the first time.

@@ -101,6 +101,7 @@ fn answers_that_cannot_be_carried_out_are_errors_that_name_the_policy() {
     let slots = Positions::CacheSlot { sinks: 1 };
     for (answer, positions, expected) in [
         (Eviction::Nothing, Positions::Original, "leaves 6 tokens where it asked for 4 cells"),
+        (Eviction::Span { start: 0, end: 1 }, Positions::Original, "leaves 5 tokens where it asked for 4 cells"),
         (Eviction::Span { start: 2, end: 9 }, Positions::Original, "evicts tokens 2..9 of 6"),
         (Eviction::Span { start: 5, end: 2 }, Positions::Original, "evicts tokens 5..2 of 6"),
         (Eviction::Span { start: 0, end: 2 }, slots, "a span must start behind the 1 sinks"),

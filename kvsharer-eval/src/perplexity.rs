@@ -1,7 +1,7 @@
 //! Perplexity by disjoint windows.
 
 use crate::EvalError;
-use burn::tensor::{DType, Int, Tensor, TensorData, activation::softmax};
+use burn::tensor::{DType, Tensor};
 use kvsharer_core::{Cache, SearchModel, Stack};
 use kvsharer_models::{Decoder, ModelError};
 use rayon::prelude::*;
@@ -72,7 +72,7 @@ pub fn perplexity<'p>(
             return Err(EvalError::NotFinite { window: index, token: token + 1 });
         }
         done(nll.len());
-        Ok((nll.iter().map(|&nll| f64::from(nll)).sum(), nll.len()))
+        Ok((nll.iter().sum(), nll.len()))
     };
     let scored = windows.par_iter().enumerate().map(score).collect::<Result<Vec<_>, _>>()?;
     let tokens: usize = scored.iter().map(|(_, tokens)| tokens).sum();
@@ -87,7 +87,7 @@ pub fn perplexity<'p>(
 }
 
 /// Negative log-likelihood of every token of a window but the first, in nats.
-fn window_nll(model: &Decoder, window: &[u32], chunk: usize, cache: &mut Cache<'_>) -> Result<Vec<f32>, EvalError> {
+fn window_nll(model: &Decoder, window: &[u32], chunk: usize, cache: &mut Cache<'_>) -> Result<Vec<f64>, EvalError> {
     let chunk = if chunk == 0 { window.len() } else { chunk };
     let mut nll = Vec::with_capacity(window.len());
     for (index, part) in window.chunks(chunk).enumerate() {
@@ -103,18 +103,36 @@ fn window_nll(model: &Decoder, window: &[u32], chunk: usize, cache: &mut Cache<'
     Ok(nll)
 }
 
-/// `-log softmax(logits)[target]` for each row.
+/// `-log softmax(logits)[target]` for each row, summed on the host in f64: a backend's softmax adds up a vocabulary of
+/// probabilities in f32, which was seen to shift the mean by 1e-4.
 ///
 /// # Shapes
 /// `logits`: `[1, row, vocab]`, one target a row.
-fn target_nll(logits: Tensor<3>, targets: &[u32]) -> Result<Vec<f32>, ModelError> {
-    let [_, rows, vocab] = logits.dims();
-    let logits = logits.cast(DType::F32).reshape([rows, vocab]);
-    let ids: Vec<i64> = targets.iter().map(|&id| i64::from(id)).collect();
-    let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [rows, 1]), &logits.device());
-    let target = logits.clone().gather(1, ids);
-    // log(sum(exp)) = max - log(softmax's maximum): softmax is the one exponential that backends make fast, and its
-    // maximum is at least 1 / vocab, so nothing underflows.
-    let log_sum = logits.clone().max_dim(1) - softmax(logits, 1).max_dim(1).log();
-    (log_sum - target).try_into_vec_as::<f32>().map_err(|error| ModelError::Device(error.to_string()))
+fn target_nll(logits: Tensor<3>, targets: &[u32]) -> Result<Vec<f64>, ModelError> {
+    let vocab = logits.dims()[2];
+    let logits = logits.cast(DType::F32).try_into_vec_as::<f32>();
+    let logits = logits.map_err(|error| ModelError::Device(error.to_string()))?;
+    let nll = |(row, &target): (&[f32], &u32)| {
+        let best = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = row.iter().map(|score| f64::from((score - best).exp())).sum();
+        f64::from(best) + sum.ln() - f64::from(row[target as usize])
+    };
+    Ok(logits.par_chunks(vocab).zip(targets).map(nll).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{Device, TensorData};
+
+    #[test]
+    fn a_large_vocabulary_of_small_probabilities_is_summed_exactly() {
+        // Half of the mass in one token, the rest spread over 200,000: too many for a sum in f32.
+        const VOCAB: usize = 200_001;
+        let mut logits = vec![0.0_f32; VOCAB];
+        logits[7] = (VOCAB as f32 - 1.0).ln();
+        let logits = Tensor::from_data(TensorData::new(logits, [1, 1, VOCAB]), &Device::flex());
+        let nll = target_nll(logits, &[7]).unwrap();
+        assert!((nll[0] - 2.0_f64.ln()).abs() < 1e-6, "{}", nll[0]);
+    }
 }

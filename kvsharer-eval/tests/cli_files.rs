@@ -252,6 +252,55 @@ fn a_tokenizer_of_another_model_is_refused() {
     }
 }
 
+/// Fills a tensor of 32-bit floats with NaN.
+fn fill_with_nan(model: &Path, tensor: &str) {
+    patch_weights(model, |bytes| {
+        let data = 8 + u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
+        let header: Value = serde_json::from_slice(&bytes[8..data]).expect("a header");
+        let at = |end: usize| data + header[tensor]["data_offsets"][end].as_u64().expect("an offset") as usize;
+        let nan = f32::NAN.to_le_bytes();
+        bytes[at(0)..at(1)].chunks_exact_mut(4).for_each(|value| value.copy_from_slice(&nan));
+    });
+}
+
+#[test]
+fn weights_without_finite_probabilities_have_no_perplexity() {
+    let (work, model) = (folder(), hugging_face());
+    fill_with_nan(model.path(), "model.norm.weight");
+    let task = format!("perplexity={}", write(work.path(), "text.txt", "a text of plain words"));
+    let path = model.path().to_str().expect("a UTF-8 path");
+    run(work.path(), &["eval", "-m", path, "--task", &task, "--json"])
+        .fails(1, "no finite probability at token 1 of window 0");
+}
+
+#[test]
+#[ignore = "known bug: greedy sampling of NaN scores goes on in silence (kvsharer-models/src/generate.rs)"]
+fn weights_without_finite_probabilities_generate_nothing() {
+    let model = hugging_face();
+    fill_with_nan(model.path(), "model.norm.weight");
+    generate(model.path()).fails_after_output(1, "finite");
+}
+
+#[test]
+#[ignore = "known bug: a distance of NaN is written as null, which no strategy file can hold (kvsharer-core/src/search.rs)"]
+fn weights_without_finite_distances_give_no_strategy() {
+    let (work, model) = (folder(), hugging_face());
+    fill_with_nan(model.path(), "model.layers.0.input_layernorm.weight");
+    let args = ["search", "-m", model.path().to_str().expect("a UTF-8 path"), "--share", "1", "--threshold", "-1"];
+    run(work.path(), &args).fails(1, "finite");
+    assert!(support::files(work.path()).is_empty());
+}
+
+/// One tensor fewer, the output head: what stands behind the table moves, and the head seems tied.
+#[test]
+#[ignore = "known bug: bytes behind the last tensor are not noticed (kvsharer-models/src/import/gguf/header.rs)"]
+fn a_gguf_file_that_counts_its_last_tensor_out_is_refused() {
+    let work = folder();
+    let mut bytes = tiny_bytes();
+    bytes[8] -= 1;
+    generate(Path::new(&write(work.path(), "lie.gguf", bytes))).fails(1, "lie.gguf is broken");
+}
+
 #[test]
 fn a_device_file_or_an_empty_folder_is_no_model() {
     let work = folder();

@@ -140,7 +140,13 @@ fn strict_fails_after_the_strategy_was_written() {
 #[test]
 fn the_number_of_trials_can_be_bounded() {
     let work = folder();
-    let printed = search(work.path(), &["--max-trials", "0", "--json"]).json();
+    let run = search(work.path(), &["--max-trials", "0", "--json"]).succeeds();
+    assert!(
+        run.stderr.contains("warning: only 0 of the 1 layers asked for share: the search gave up"),
+        "{}",
+        run.stderr
+    );
+    let printed = run.json();
     assert_eq!((&printed["evaluations"], &printed["reached"]), (&0.into(), &0.into()));
 }
 
@@ -153,11 +159,21 @@ fn an_output_that_cannot_be_written_fails_and_leaves_nothing() {
     {
         for json in [&[][..], &["--json"]] {
             let args = [&["search", "-m", &tiny, "--share", "1", "-o", output], json].concat();
-            run(work.path(), &args).fails(1, expected);
+            let failed = run(work.path(), &args).fails(1, expected);
+            assert!(!failed.stderr.contains("loading"), "the weights were loaded before the output was tried");
         }
         assert!(files(work.path()).is_empty());
     }
     run(work.path(), &["search", "-m", &tiny, "--share", "1", "-o", ""]).fails(2, "--output");
+}
+
+#[cfg(unix)]
+#[test]
+fn an_output_that_is_no_regular_file_is_refused_and_stays_what_it_is() {
+    let work = folder();
+    std::os::unix::fs::symlink("/dev/null", work.path().join("null")).expect("a writable folder");
+    run(work.path(), &["search", "-m", &tiny(), "--share", "1", "-o", "null"]).fails(1, "null: is no regular file");
+    assert!(work.path().join("null").is_symlink());
 }
 
 #[test]

@@ -51,7 +51,10 @@ impl Cache<'_> {
                     freed.extend(self.drop_span(id, start, end, evictor)?);
                 }
                 // More goes than comes: no cell may stay empty, so the rest moves together.
-                other => self.compact(id, evictor, other)?,
+                other => {
+                    self.close_gaps(id, std::mem::take(&mut freed).len());
+                    self.compact(id, evictor, other)?;
+                }
             }
         }
         self.turn_sinks(id)?;
@@ -62,20 +65,27 @@ impl Cache<'_> {
             cells.in_flight = false;
             freed.into_iter().chain(high..).take(tokens).collect()
         } else {
-            if !freed.is_empty() {
-                let kept = Kept::Cells(cells.by_age.clone());
-                for &slot in &self.plan.group(id).slots {
-                    self.store.keep(slot, high, &kept);
-                }
-            }
+            self.close_gaps(id, freed.len());
             let cells = &mut self.groups[id.0];
             let len = cells.by_age.len();
-            cells.by_age = (0..len).collect();
             cells.in_flight = true;
             (len..len + tokens).collect()
         };
         self.groups[id.0].fresh = Some(Fresh::new(place));
         Ok(())
+    }
+
+    /// Moves what a group keeps to the front if `freed` cells stand empty between.
+    fn close_gaps(&mut self, id: GroupId, freed: usize) {
+        let cells = &mut self.groups[id.0];
+        if freed == 0 && cells.by_age.is_sorted() {
+            return;
+        }
+        let (len, kept) = (cells.by_age.len(), Kept::Cells(std::mem::take(&mut cells.by_age)));
+        cells.by_age = (0..len).collect();
+        for &slot in &self.plan.group(id).slots {
+            self.store.keep(slot, len + freed, &kept);
+        }
     }
 
     fn ask(&mut self, id: GroupId, evictor: usize, incoming: usize) -> Eviction {
@@ -224,11 +234,9 @@ impl Cache<'_> {
             let what = format!("leaves {len} tokens where it asked for {capacity} cells");
             return Err(bad_eviction(group, &self.stack, group.evictors[0], what));
         }
-        if std::mem::take(&mut self.groups[id.0].in_flight) {
-            // Landed already if something was evicted; a no-op answer that fits by chance lands here.
-            for &slot in &self.plan.group(id).slots {
-                self.store.keep(slot, len, &Kept::Cells((0..len).collect()));
-            }
+        self.groups[id.0].in_flight = false;
+        for &slot in &self.plan.group(id).slots {
+            self.store.land(slot);
         }
         Ok(())
     }

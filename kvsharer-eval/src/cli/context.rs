@@ -137,12 +137,13 @@ pub(super) struct StackPlan {
 }
 
 impl StackArgs {
+    /// Judges the SPECs as they were typed, before a model is fetched for them.
+    pub(super) fn parse(&self) -> Result<(), CliError> {
+        self.policies.iter().try_for_each(|spec| Ok(parse_policy(spec).map(drop)?))
+    }
+
     /// Reads the strategy, parses the policies and plans them for the model.
     pub(super) fn check(&self, files: &ModelFiles) -> Result<StackPlan, CliError> {
-        // What was typed is judged before any file is read.
-        for spec in &self.policies {
-            parse_policy(spec)?;
-        }
         let sharing = match &self.strategy {
             None => None,
             Some(path) => {
@@ -181,5 +182,27 @@ pub(super) fn read_text(path: &Path) -> Result<String, CliError> {
             path,
             std::io::Error::new(std::io::ErrorKind::InvalidData, format!("is no UTF-8 text ({error})")),
         )
+    })
+}
+
+/// Refuses an output file that cannot be written, before anything long runs. What is no regular file is refused too:
+/// a finished file is renamed to its name, which would put it in the place of a device or a pipe.
+pub(super) fn check_output(path: &Path) -> Result<(), CliError> {
+    if path.exists() && !path.is_file() {
+        return Err(CliError::file(path, std::io::Error::other("is no regular file: give another path")));
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    tempfile::tempfile_in(folder).map(drop).map_err(|error| CliError::file(path, error))
+}
+
+/// Refuses a cache larger than the system would ever give: an allocation that fails later aborts the program.
+pub(super) fn check_memory(bytes: usize) -> Result<(), CliError> {
+    let mut probe: Vec<u8> = Vec::new();
+    let reserved = probe.try_reserve_exact(bytes);
+    // Without a look at it, the compiler leaves the reservation out and calls it a success.
+    std::hint::black_box(&mut probe);
+    reserved.map_err(|_| {
+        let what = format!("the cache takes {bytes} bytes, more than this machine gives: ask for fewer tokens or add an evicting policy");
+        CliError::Failure(what.into())
     })
 }

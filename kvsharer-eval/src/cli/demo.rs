@@ -1,7 +1,7 @@
 //! `kvsharer demo`: the main job, end to end.
 
 use super::Global;
-use super::context::{ModelArg, StackPlan, load};
+use super::context::{ModelArg, StackPlan, check_output, load};
 use super::error::CliError;
 use super::output::{bar, complain, emit, emit_json, human_bytes, table};
 use super::search::{SearchFlags, Searched, draw_map};
@@ -73,6 +73,9 @@ struct Report<'a> {
 pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<(), CliError> {
     let files = args.model.open(global)?;
     args.search.check(&files)?;
+    if let Some(path) = &args.output {
+        check_output(path)?;
+    }
     let tokenizer = files.tokenizer()?;
     let set = args.search.calibration(&tokenizer)?;
     let model = load(&files, global)?;

@@ -1,7 +1,7 @@
 //! `kvsharer eval`.
 
 use super::Global;
-use super::context::{ModelArg, StackArgs, StackPlan, load, read_text};
+use super::context::{ModelArg, StackArgs, StackPlan, check_output, load, read_text};
 use super::error::CliError;
 use super::output::{bar, complain, emit, emit_json, human_bytes, table};
 use clap::Args;
@@ -57,8 +57,12 @@ impl FromStr for TaskArg {
 }
 
 pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<(), CliError> {
+    args.stack.parse()?;
     let files = args.model.open(global)?;
     let checked = args.stack.check(&files)?;
+    if let Some(path) = &args.output {
+        check_output(path)?;
+    }
     // Texts are read before the weights: a wrong path should not cost a wait.
     let texts: Vec<(&Path, String)> = args
         .tasks

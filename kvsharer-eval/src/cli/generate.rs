@@ -1,7 +1,7 @@
 //! `kvsharer generate`.
 
 use super::Global;
-use super::context::{ModelArg, StackArgs, load};
+use super::context::{ModelArg, StackArgs, check_memory, load};
 use super::error::CliError;
 use super::output::{complain, emit, emit_json, human_bytes};
 use clap::Args;
@@ -60,12 +60,15 @@ pub(super) fn run(args: &GenerateArgs, global: &Global) -> Result<(), CliError> 
         prefill_chunk: args.chunk,
     };
     Sampler::new(options.sampling.clone())?;
+    args.stack.parse()?;
     let files = args.model.open(global)?;
     let checked = args.stack.check(&files)?;
     let tokenizer = files.tokenizer()?;
     let prompt = tokenizer.encode(&args.prompt).map_err(CliError::failure)?;
-    let model = load(&files, global)?;
     let tokens = prompt.len() + options.max_tokens;
+    let plan_bytes = checked.plan.bytes(1, tokens, global.dtype.dtype().size());
+    check_memory(plan_bytes)?;
+    let model = load(&files, global)?;
     let mut cache = Cache::new(model.shape(), checked.stack()?, model.cache_options(1, tokens), &model.device())?;
     let mut written = Ok(());
     if !global.json {
@@ -81,7 +84,6 @@ pub(super) fn run(args: &GenerateArgs, global: &Global) -> Result<(), CliError> 
     // The first new token comes from the prefill.
     let steps = generated.ids.len().saturating_sub(1);
     let decode_rate = (steps > 0).then(|| steps as f64 / generated.decode.as_secs_f64());
-    let plan_bytes = checked.plan.bytes(1, tokens, global.dtype.dtype().size());
     if global.json {
         return emit_json(&json!({
             "model": files.name(), "strategy": args.stack.strategy, "policies": checked.names, "prompt": args.prompt,

@@ -12,7 +12,7 @@ pub(super) fn emit(text: &str) -> Result<(), CliError> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
-        result => result.map_err(CliError::failure),
+        result => result.map_err(|error| CliError::file(std::path::Path::new("stdout"), error)),
     }
 }
 

@@ -26,6 +26,7 @@ pub(super) struct PlanArgs {
 }
 
 pub(super) fn run(args: &PlanArgs, global: &Global) -> Result<(), CliError> {
+    args.stack.parse()?;
     let files = args.model.open(global)?;
     let checked = args.stack.check(&files)?;
     let full = StackPlan::new(None, Vec::new(), &files)?.plan;

@@ -1,7 +1,7 @@
 //! `kvsharer search`.
 
 use super::Global;
-use super::context::{ModelArg, load, read_text};
+use super::context::{ModelArg, check_output, load, read_text};
 use super::error::CliError;
 use super::output::{bar, complain, emit, emit_json};
 use clap::{Args, ValueEnum};
@@ -48,7 +48,7 @@ pub(super) struct SearchFlags {
     #[arg(long, value_enum, default_value_t = Variant::Code)]
     gate: Variant,
     /// A pair is kept if the similarity of the outputs is greater
-    #[arg(long, default_value_t = 0.5, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0.5, allow_negative_numbers = true, value_parser = parse_threshold)]
     threshold: f64,
     /// Text with one calibration sample a line; the embedded one if not given
     #[arg(long)]
@@ -83,6 +83,15 @@ enum OrderArg {
     Random,
 }
 
+/// A threshold as typed, judged before a model is fetched for it.
+fn parse_threshold(text: &str) -> Result<f64, Box<dyn std::error::Error + Send + Sync>> {
+    let threshold: f64 = text.parse()?;
+    if !(-1.0..=1.0).contains(&threshold) {
+        return Err(kvsharer_core::SearchError::BadThreshold(threshold).into());
+    }
+    Ok(threshold)
+}
+
 /// The strategy file's content plus what only this run knows.
 #[derive(Serialize)]
 struct Report<'a> {
@@ -104,6 +113,7 @@ pub(super) struct Searched {
 pub(super) fn run(args: &SearchArgs, global: &Global) -> Result<(), CliError> {
     let files = args.model.open(global)?;
     args.options.check(&files)?;
+    check_output(&args.output)?;
     let tokenizer = files.tokenizer()?;
     let set = args.options.calibration(&tokenizer)?;
     let model = load(&files, global)?;
@@ -124,10 +134,11 @@ pub(super) fn run(args: &SearchArgs, global: &Global) -> Result<(), CliError> {
         ))?;
     }
     if strategy.reached < strategy.requested {
-        let short = format!(
-            "only {} of the {} layers asked for share: no further pair keeps the similarity above {}",
-            strategy.reached, strategy.requested, strategy.search.threshold
-        );
+        let why = match args.options.max_trials.filter(|&most| found.trials.len() >= most) {
+            Some(most) => format!("the search gave up after --max-trials {most}"),
+            None => format!("no further pair keeps the similarity above {}", strategy.search.threshold),
+        };
+        let short = format!("only {} of the {} layers asked for share: {why}", strategy.reached, strategy.requested);
         if args.strict {
             return Err(CliError::Failure(short.into()));
         }
@@ -143,9 +154,6 @@ impl SearchFlags {
         let (share, layers) = (self.share.of(files.config().layers), files.config().layers);
         if share >= layers {
             return Err(CliError::usage(kvsharer_core::SearchError::BadShare { requested: share, layers }));
-        }
-        if !(-1.0..=1.0).contains(&self.threshold) {
-            return Err(CliError::usage(kvsharer_core::SearchError::BadThreshold(self.threshold)));
         }
         Ok(())
     }

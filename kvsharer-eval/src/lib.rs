@@ -17,3 +17,8 @@ pub use results::{Metric, Results, TaskResult};
 pub use share::{BadShare, Share};
 pub use speed::{DecodeSpeed, Spread, decode_speed};
 pub use stack::build_stack;
+
+/// Compiles and runs what the README shows.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -78,8 +78,8 @@ fn a_gguf_file_with_a_lying_count_is_refused() {
     let whole = tiny_bytes();
     let count = |at: usize| u64::from_le_bytes(whole[at..at + 8].try_into().expect("8 bytes"));
     for (at, lie, expected) in [
-        (8, 0, "has no tensor"),
-        (8, count(8) - 2, "has no tensor"),
+        (8, 0, "lie.gguf "),
+        (8, count(8) - 2, "lie.gguf "),
         (8, count(8) + 1, "lie.gguf is "),
         (8, 1 << 40, "cut short"),
         (8, u64::MAX, "cut short"),

@@ -77,7 +77,7 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<(), CliError> {
         check_output(path)?;
     }
     let tokenizer = files.tokenizer()?;
-    let set = args.search.calibration(&tokenizer)?;
+    let set = args.search.calibration(&files, &tokenizer)?;
     let model = load(&files, global)?;
     let Searched { strategy, found, seconds } = args.search.search(&files, &model, &set, global)?;
     if let Some(path) = &args.output {

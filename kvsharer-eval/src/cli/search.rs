@@ -5,11 +5,9 @@ use super::context::{ModelArg, check_output, load, read_text};
 use super::error::CliError;
 use super::output::{bar, complain, emit, emit_json};
 use clap::{Args, ValueEnum};
-use kvsharer_core::{
-    CalibrationError, CalibrationSet, Distance, Found, Gate, LayerMap, Order, SearchOptions, Strategy, search,
-};
+use kvsharer_core::{CalibrationSet, Distance, Found, Gate, LayerMap, Order, SearchOptions, Strategy, search};
 use kvsharer_eval::{Share, texts};
-use kvsharer_models::{Decoder, ModelFiles, ModelTokenizer};
+use kvsharer_models::{Decoder, ModelError, ModelFiles, ModelTokenizer};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -115,7 +113,7 @@ pub(super) fn run(args: &SearchArgs, global: &Global) -> Result<(), CliError> {
     args.options.check(&files)?;
     check_output(&args.output)?;
     let tokenizer = files.tokenizer()?;
-    let set = args.options.calibration(&tokenizer)?;
+    let set = args.options.calibration(&files, &tokenizer)?;
     let model = load(&files, global)?;
     let Searched { strategy, found, seconds } = args.options.search(&files, &model, &set, global)?;
     strategy.save(&args.output)?;
@@ -159,13 +157,21 @@ impl SearchFlags {
     }
 
     /// The samples, tokenised.
-    pub(super) fn calibration(&self, tokenizer: &ModelTokenizer) -> Result<CalibrationSet, CliError> {
+    pub(super) fn calibration(
+        &self,
+        files: &ModelFiles,
+        tokenizer: &ModelTokenizer,
+    ) -> Result<CalibrationSet, CliError> {
         let own = self.calibration.as_deref().map(read_text).transpose()?;
         let text = own.as_deref().unwrap_or(texts::CALIBRATION);
         let lines: Vec<&str> = texts::samples(text).take(self.samples as usize).collect();
         let ids = tokenizer.encode_batch(&lines).map_err(CliError::failure)?;
+        let vocab = files.config().vocab;
+        if let Some(&id) = ids.iter().flatten().find(|&&id| id as usize >= vocab) {
+            return Err(ModelError::TokenOutOfRange { id, vocab }.into());
+        }
         let set = CalibrationSet::new(ids, self.sample_tokens as usize);
-        set.map_err(|error: CalibrationError| match &self.calibration {
+        set.map_err(|error| match &self.calibration {
             Some(path) => CliError::Failure(format!("{}: {error}", path.display()).into()),
             None => CliError::failure(error),
         })

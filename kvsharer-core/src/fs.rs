@@ -9,6 +9,11 @@ use std::path::Path;
 /// # Errors
 /// Whatever the system says; the old file, if there was one, is untouched then and nothing is left behind.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    // Through a link, so that the link stays one; into a pipe or a device, which cannot be replaced.
+    if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file() && !meta.is_dir()) {
+        return std::fs::write(path, bytes);
+    }
+    let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

@@ -51,11 +51,11 @@ fn add(sum: &mut Vec<f64>, values: impl Iterator<Item = f64>) {
     }
 }
 
-/// Cosine similarity in f64; 0 if either side is all zeros.
+/// Cosine similarity in f64; 0 if either side is all zeros, NaN if either has a NaN.
 fn cosine(a: impl Iterator<Item = f64>, b: impl Iterator<Item = f64>) -> f64 {
     let (dot, aa, bb) = a.zip(b).fold((0.0, 0.0, 0.0), |(dot, aa, bb), (a, b)| (dot + a * b, aa + a * a, bb + b * b));
     let norm = f64::sqrt(aa * bb);
-    if norm > 0.0 { dot / norm } else { 0.0 }
+    if norm == 0.0 { 0.0 } else { dot / norm }
 }
 
 #[cfg(test)]

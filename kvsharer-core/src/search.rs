@@ -24,6 +24,16 @@ pub enum SearchError {
     /// A threshold that no cosine can be compared with.
     #[error("a similarity threshold of {0} is out of range: cosines lie between -1 and 1")]
     BadThreshold(f64),
+    /// A pair whose distance or similarity is no number.
+    #[error("the {what} of layers {donor} and {borrower} is not finite: the model's weights or dtype are broken")]
+    NotFinite {
+        /// Distance or similarity.
+        what: &'static str,
+        /// The layer nearer the input.
+        donor: LayerId,
+        /// The layer nearer the output.
+        borrower: LayerId,
+    },
     /// The model's attention failed.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -132,6 +142,10 @@ pub fn search<M: SearchModel>(
     }
     let mut batches = batches(model, set, options.batch)?;
     let mut ranking = options.distance.pairs(&Averages::over(model.shape(), &batches)?);
+    let not_finite = |what, pair: &Pair| SearchError::NotFinite { what, donor: pair.donor, borrower: pair.borrower };
+    if let Some(pair) = ranking.iter().find(|pair| !pair.distance().is_finite()) {
+        return Err(not_finite("distance", pair));
+    }
     options.order.sort(&mut ranking, options.seed);
 
     let mut map = LayerMap::default();
@@ -153,6 +167,9 @@ pub fn search<M: SearchModel>(
         layers_run += layers - pair.borrower.0;
         let outputs = batches.iter().zip(&runs).flat_map(|(batch, run)| batch.outputs(run));
         let similarity = options.gate.similarity(outputs);
+        if !similarity.is_finite() {
+            return Err(not_finite("similarity", pair));
+        }
         let trial = Trial {
             borrower: pair.borrower,
             donor: candidate.donor(pair.borrower).unwrap_or(pair.donor),

@@ -45,15 +45,23 @@ pub enum StrategyError {
     },
     /// A schema this library does not know.
     #[error(
-        "strategy version {found} is not supported, this library reads version {VERSION}: update kvsharer or search again"
+        "{}: strategy version {found} is not supported, this library reads version {VERSION}: update kvsharer or search again",
+        path.display()
     )]
     Version {
+        /// The file.
+        path: PathBuf,
         /// The version in the file.
         found: u32,
     },
     /// A map that does not fit the model it names.
-    #[error("the strategy's map is invalid: {0}")]
-    Map(#[from] PlanError),
+    #[error("{}: the strategy's map is invalid: {source}", path.display())]
+    Map {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: PlanError,
+    },
     /// A strategy found on another model.
     #[error(
         "the strategy was found on another model: {field} is {theirs}, the loaded model's is {ours}; search again on this model"
@@ -180,7 +188,8 @@ impl Strategy {
         let text = std::fs::read(path).map_err(io)?;
         Self::parse(&text).map_err(|error| match error {
             ParseError::Json(source) => StrategyError::Broken { path: path.into(), source },
-            ParseError::Invalid(error) => error,
+            ParseError::Version(found) => StrategyError::Version { path: path.into(), found },
+            ParseError::Map(source) => StrategyError::Map { path: path.into(), source },
         })
     }
 
@@ -192,16 +201,16 @@ impl Strategy {
         // The version comes first: a later schema may not parse as this one.
         let Version { version } = serde_json::from_slice(text).map_err(ParseError::Json)?;
         if version != VERSION {
-            return Err(ParseError::Invalid(StrategyError::Version { found: version }));
+            return Err(ParseError::Version(version));
         }
         let mut strategy: Self = serde_json::from_slice(text).map_err(ParseError::Json)?;
         for (kind, map) in [(Kv::Key, &mut strategy.key_map), (Kv::Value, &mut strategy.value_map)] {
             let layers = strategy.model.layers;
             if let Some(&layer) = map.keys().find(|layer| layer.0 >= layers) {
-                return Err(ParseError::Invalid(PlanError::UnknownLayer { layer, layers }.into()));
+                return Err(ParseError::Map(PlanError::UnknownLayer { layer, layers }));
             }
             let resolved = LayerMap::resolve(kind, map.iter().map(|(&b, &d)| (b, d)));
-            *map = resolved.map_err(|error| ParseError::Invalid(error.into()))?.iter().collect();
+            *map = resolved.map_err(ParseError::Map)?.iter().collect();
         }
         Ok(strategy)
     }
@@ -251,5 +260,6 @@ impl Strategy {
 
 enum ParseError {
     Json(serde_json::Error),
-    Invalid(StrategyError),
+    Version(u32),
+    Map(PlanError),
 }

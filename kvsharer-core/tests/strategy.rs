@@ -100,11 +100,25 @@ fn chains_written_by_hand_are_resolved_and_impossible_maps_are_refused() {
 #[test]
 fn other_versions_and_other_files_are_refused() {
     let later = serde_json::to_string(&strategy()).unwrap().replace("\"version\":1", "\"version\":2");
-    assert!(matches!(load(&later), Err(StrategyError::Version { found: 2 })));
+    assert!(matches!(load(&later), Err(StrategyError::Version { found: 2, .. })));
     for text in ["", "{}", "[]", "null", "{\"version\":1}", "not json"] {
         let message = load(text).unwrap_err().to_string();
         assert!(message.contains("strategy.json: not a strategy file"), "{message}");
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_atomic_write_goes_through_links_and_into_devices() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+    std::fs::write(&file, "old").unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    write_atomically(&link, b"new").unwrap();
+    assert_eq!(std::fs::read(&file).unwrap(), b"new");
+    assert!(link.is_symlink());
+    write_atomically(std::path::Path::new("/dev/null"), b"gone").unwrap();
+    assert!(!std::path::Path::new("/dev/null").is_file());
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! Broken models on disk are refused with exit code 1 and one error line that names the file and what is wrong.
+#![allow(clippy::print_stdout)] // skipped checks say why
 
 mod support;
 
@@ -186,7 +187,8 @@ fn a_folder_whose_configuration_does_not_fit_is_refused() {
 
 #[test]
 fn a_folder_with_broken_weights_is_refused() {
-    let breaks: &[(&str, fn(&mut Vec<u8>))] = &[
+    type Change = fn(&mut Vec<u8>);
+    let breaks: &[(&str, Change)] = &[
         ("empty", Vec::clear),
         ("half a length", |bytes| bytes.truncate(5)),
         ("half a header", |bytes| bytes.truncate(100)),
@@ -201,7 +203,7 @@ fn a_folder_with_broken_weights_is_refused() {
     ];
     for (name, change) in breaks {
         let model = hugging_face();
-        patch_weights(model.path(), |bytes| change(bytes));
+        patch_weights(model.path(), change);
         println!("{name}");
         generate(model.path()).fails(1, "model.safetensors");
     }
@@ -274,7 +276,6 @@ fn weights_without_finite_probabilities_have_no_perplexity() {
 }
 
 #[test]
-#[ignore = "known bug: greedy sampling of NaN scores goes on in silence (kvsharer-models/src/generate.rs)"]
 fn weights_without_finite_probabilities_generate_nothing() {
     let model = hugging_face();
     fill_with_nan(model.path(), "model.norm.weight");
@@ -282,7 +283,6 @@ fn weights_without_finite_probabilities_generate_nothing() {
 }
 
 #[test]
-#[ignore = "known bug: a distance of NaN is written as null, which no strategy file can hold (kvsharer-core/src/search.rs)"]
 fn weights_without_finite_distances_give_no_strategy() {
     let (work, model) = (folder(), hugging_face());
     fill_with_nan(model.path(), "model.layers.0.input_layernorm.weight");
@@ -293,7 +293,6 @@ fn weights_without_finite_distances_give_no_strategy() {
 
 /// One tensor fewer, the output head: what stands behind the table moves, and the head seems tied.
 #[test]
-#[ignore = "known bug: bytes behind the last tensor are not noticed (kvsharer-models/src/import/gguf/header.rs)"]
 fn a_gguf_file_that_counts_its_last_tensor_out_is_refused() {
     let work = folder();
     let mut bytes = tiny_bytes();

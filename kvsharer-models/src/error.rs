@@ -100,6 +100,9 @@ pub enum ModelError {
         /// What it has to satisfy.
         rule: &'static str,
     },
+    /// Scores that are no numbers.
+    #[error("the model gives no finite score for the next token: its weights or dtype are broken")]
+    NotFinite,
     /// The device failed to give a result back.
     #[error("the device could not return a result: {0}")]
     Device(String),

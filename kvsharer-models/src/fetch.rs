@@ -90,7 +90,10 @@ fn pip_download(entry: &CatalogueEntry, folder: &Path) -> Result<(), ModelError>
             Ok(output) => {
                 let text = String::from_utf8_lossy(&output.stderr).into_owned();
                 let line = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("no reason given");
-                complaint.get_or_insert(format!("{} said: {line}", pip.join(" ")));
+                // A Python without pip says less than the next candidate's reason.
+                if complaint.as_deref().is_none_or(|earlier: &str| earlier.contains("No module named pip")) {
+                    complaint = Some(format!("{} said: {line}", pip.join(" ")));
+                }
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => {

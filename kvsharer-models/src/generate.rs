@@ -115,7 +115,9 @@ pub fn generate(
 fn last_scores(model: &Decoder, hidden: Tensor<3>) -> Result<Vec<f32>, ModelError> {
     let tokens = hidden.dims()[1];
     let logits = model.logits(hidden.slice_dim(1, tokens - 1..tokens));
-    logits.try_into_vec_as::<f32>().map_err(|error| ModelError::Device(error.to_string()))
+    let scores = logits.try_into_vec_as::<f32>().map_err(|error| ModelError::Device(error.to_string()))?;
+    // Sampling would go on in silence.
+    if scores.iter().any(|score| score.is_finite()) { Ok(scores) } else { Err(ModelError::NotFinite) }
 }
 
 /// Text so far, of which a tail that may become a stop string is held back.

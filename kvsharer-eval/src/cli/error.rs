@@ -77,7 +77,7 @@ impl From<PlanError> for CliError {
 impl From<SearchError> for CliError {
     fn from(error: SearchError) -> Self {
         match error {
-            SearchError::Cache(error) => Self::failure(error),
+            SearchError::Cache(_) | SearchError::NotFinite { .. } => Self::failure(error),
             other => Self::usage(other),
         }
     }

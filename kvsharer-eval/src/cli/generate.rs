@@ -66,6 +66,12 @@ pub(super) fn run(args: &GenerateArgs, global: &Global) -> Result<(), CliError> 
     let tokenizer = files.tokenizer()?;
     let prompt = tokenizer.encode(&args.prompt).map_err(CliError::failure)?;
     let tokens = prompt.len() + options.max_tokens;
+    let trained = files.config().max_positions;
+    if tokens > trained {
+        complain(&format!(
+            "warning: {tokens} tokens are more than the {trained} the model was trained for; expect nonsense"
+        ));
+    }
     let plan_bytes = checked.plan.bytes(1, tokens, global.dtype.dtype().size());
     check_memory(plan_bytes)?;
     let model = load(&files, global)?;

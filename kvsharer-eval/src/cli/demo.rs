@@ -34,7 +34,7 @@ pub(super) struct DemoArgs {
     /// Tokens of the embedded text that are scored
     #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(32..))]
     eval_tokens: u32,
-    /// Tokens of a forward pass while scoring; evictions happen between passes
+    /// Tokens of a forward pass while scoring, at most an eighth of --tokens; evictions happen between passes
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     chunk: u32,
     /// Timed decoding steps
@@ -46,6 +46,13 @@ pub(super) struct DemoArgs {
     /// Also write the strategy to a file
     #[arg(long, short)]
     output: Option<PathBuf>,
+}
+
+impl DemoArgs {
+    /// Tokens of a scoring pass: several passes a window, or no eviction would be seen.
+    fn pass(&self) -> usize {
+        self.chunk.min(self.tokens / 8) as usize
+    }
 }
 
 /// One line of the table.
@@ -67,7 +74,7 @@ struct Report<'a> {
     strategy: &'a Strategy,
     search_seconds: f64,
     tokens: u32,
-    chunk: u32,
+    chunk: usize,
     prompt: &'static str,
     device: String,
     dtype: &'static str,
@@ -123,7 +130,7 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<(), CliError> {
         complain(&format!("warning: only {} of the {} layers asked for share", strategy.reached, strategy.requested));
     }
     if global.json {
-        let (tokens, chunk) = (args.tokens, args.chunk);
+        let (tokens, chunk) = (args.tokens, args.pass());
         let (device, dtype) = (global.device.to_string(), global.dtype.name());
         return emit_json(&Report {
             rows: &rows,
@@ -156,7 +163,7 @@ fn score(
     text: &[u32],
     done: impl Fn(usize) + Sync,
 ) -> Result<Perplexity, CliError> {
-    let options = PerplexityOptions { window: args.tokens as usize, chunk: args.chunk as usize, limit: None };
+    let options = PerplexityOptions { window: args.tokens as usize, chunk: args.pass(), limit: None };
     Ok(perplexity(model, text, &options, || plan.stack(), done)?)
 }
 
@@ -195,7 +202,7 @@ fn draw_table(args: &DemoArgs, rows: &[Row]) -> String {
         "{}perplexity: {predicted} tokens in windows of {}, {} a pass, so that evictions count; decode: median at {} tokens\n",
         table(&header, &lines, false),
         args.tokens,
-        args.chunk,
+        args.pass(),
         DECODE_PROMPT.min(args.eval_tokens as usize)
     )
 }

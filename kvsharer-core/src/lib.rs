@@ -75,7 +75,7 @@ pub mod testing;
 
 pub use attend::{Fresh, MaskCache, attend};
 pub use cache::{Attend, Cache, CacheOptions, KeptTokens};
-pub use calibrate::{Averages, CalibrationError, CalibrationSet};
+pub use calibrate::{Averages, CalibrationError, CalibrationSet, hex};
 pub use distance::{Distance, Order, Pair};
 pub use error::{CacheError, PlanError};
 pub use fs::write_atomically;

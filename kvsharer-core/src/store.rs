@@ -80,7 +80,7 @@ impl Store {
         }
     }
 
-    /// Holds the first `len` stored cells and `values` behind them in full, until [`keep`](Self::keep).
+    /// Holds the first `len` stored cells and `values` behind them in full, until they [land](Self::land).
     pub(crate) fn fly(&mut self, slot: SlotId, len: usize, values: Tensor<4>) {
         let all = match len {
             0 => values,
@@ -97,7 +97,6 @@ impl Store {
         let [batch, heads, _, dim] = all.dims();
         let front = match kept {
             Kept::Cells(cells) if cells.is_empty() => return,
-            Kept::Cells(cells) if cells.iter().copied().eq(0..len) => all.clone(),
             Kept::Cells(cells) => {
                 let parts = runs(cells).map(|run| all.clone().slice_dim(axis::CELL, run)).collect();
                 Tensor::cat(parts, axis::CELL)
@@ -108,6 +107,7 @@ impl Store {
                 all.clone().gather(axis::CELL, index)
             }
         };
+        // The last handle but the buffer's own: with it gone, the write below happens in place.
         drop(all);
         let slot = &mut self.slots[slot.0];
         if flying {

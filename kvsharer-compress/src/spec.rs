@@ -1,5 +1,6 @@
 //! Policy SPECs, `name:key=value,…`.
 
+use crate::amounts::Amounts;
 use std::ops::RangeInclusive;
 use thiserror::Error;
 
@@ -58,6 +59,7 @@ pub enum SpecError {
 pub struct Spec<'a> {
     name: &'a str,
     options: Vec<(&'a str, &'a str)>,
+    taken: Vec<(&'a str, &'a str)>,
 }
 
 impl<'a> Spec<'a> {
@@ -77,7 +79,7 @@ impl<'a> Spec<'a> {
             }
             options.push((key, value));
         }
-        Ok(Self { name: name.trim(), options })
+        Ok(Self { name: name.trim(), options, taken: Vec::new() })
     }
 
     /// The policy's name.
@@ -87,10 +89,27 @@ impl<'a> Spec<'a> {
 
     fn take(&mut self, option: &str) -> Option<&'a str> {
         let index = self.options.iter().position(|(key, _)| *key == option)?;
-        Some(self.options.remove(index).1)
+        let taken = self.options.remove(index);
+        self.taken.push(taken);
+        Some(taken.1)
     }
 
-    fn bad(&self, option: &str, value: &str, expected: String) -> SpecError {
+    /// Whether an option is given and not taken yet.
+    pub fn has(&self, option: &str) -> bool {
+        self.options.iter().any(|(key, _)| *key == option)
+    }
+
+    /// Whether an option was given and taken.
+    pub fn took(&self, option: &str) -> bool {
+        self.taken.iter().any(|(key, _)| *key == option)
+    }
+
+    /// What was given for an option that is taken.
+    pub(crate) fn text_of(&self, option: &str) -> String {
+        self.taken.iter().find(|(key, _)| *key == option).map_or_else(String::new, |(_, value)| (*value).into())
+    }
+
+    pub(crate) fn bad(&self, option: &str, value: &str, expected: String) -> SpecError {
         SpecError::BadValue { policy: self.name.into(), option: option.into(), value: value.into(), expected }
     }
 
@@ -105,6 +124,41 @@ impl<'a> Spec<'a> {
         let number = value.parse().ok().filter(|number| range.contains(number));
         number
             .ok_or_else(|| self.bad(option, value, format!("a whole number from {} to {}", range.start(), range.end())))
+    }
+
+    /// An odd number in `range`, or `default`.
+    ///
+    /// # Errors
+    /// [`SpecError::BadValue`].
+    pub fn odd(&mut self, option: &str, default: usize, range: RangeInclusive<usize>) -> Result<usize, SpecError> {
+        let number = self.number(option, default, range)?;
+        if number % 2 == 1 { Ok(number) } else { Err(self.bad(option, &number.to_string(), "an odd number".into())) }
+    }
+
+    /// A share, `0.25` or `25%`, or `default`.
+    ///
+    /// # Errors
+    /// [`SpecError::BadValue`].
+    pub fn share(&mut self, option: &str, default: f64) -> Result<f64, SpecError> {
+        let Some(value) = self.take(option) else {
+            return Ok(default);
+        };
+        let share: Option<f64> = match value.strip_suffix('%') {
+            Some(percent) => percent.parse().ok().map(|percent: f64| percent / 100.0),
+            None => value.parse().ok(),
+        };
+        let share = share.filter(|share| (0.0..=1.0).contains(share));
+        share.ok_or_else(|| self.bad(option, value, "a share such as 0.25 or 25%".into()))
+    }
+
+    /// Tokens for every layer, see [`Amounts`], or `default`.
+    ///
+    /// # Errors
+    /// [`SpecError::BadValue`].
+    pub fn amounts(&mut self, option: &str, default: &str) -> Result<Amounts, SpecError> {
+        let value = self.take(option).unwrap_or(default);
+        let amounts = value.parse::<Amounts>();
+        amounts.map_err(|()| self.bad(option, value, Amounts::GRAMMAR.into()))
     }
 
     /// One of `choices`; the first is the default.

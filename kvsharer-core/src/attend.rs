@@ -55,6 +55,38 @@ impl Fresh {
     }
 }
 
+/// Cells that hold no token to look at (evicted, or padding), `[batch, kv_head, cell]`, true where there is none. A
+/// padding query still looks at its own cell, so that no row of weights is empty.
+#[derive(Clone, Debug)]
+pub struct Hidden(pub Tensor<3, Bool>);
+
+impl Hidden {
+    /// The mask of a block of queries, `[batch, kv_head, group * query, cell]`, over the first `seen` cells.
+    fn mask(
+        &self,
+        causal: Option<Tensor<4, Bool>>,
+        fresh: &Fresh,
+        rows: Range<usize>,
+        seen: usize,
+        group: usize,
+    ) -> Tensor<4, Bool> {
+        let hidden = self.0.clone().slice_dim(2, 0..seen).unsqueeze_dim::<4>(2);
+        let [batch, heads, _, _] = hidden.dims();
+        let shape = [batch, heads, group * rows.len(), seen];
+        let hidden = hidden.expand(shape);
+        let Some(causal) = causal else {
+            return hidden;
+        };
+        let mut own = vec![false; rows.len() * seen];
+        for (line, row) in own.chunks_mut(seen).zip(rows.clone()) {
+            line[fresh.cells[row]] = true;
+        }
+        let own = TensorData::new(own.repeat(group), [1, 1, group * rows.len(), seen]);
+        let own = Tensor::<4, Bool>::from_data(own, &self.0.device()).expand(shape);
+        hidden.bool_and(own.bool_not()).bool_or(causal.expand(shape))
+    }
+}
+
 /// Masks of one forward pass, made once for all layers that need the same one.
 #[derive(Clone, Debug, Default)]
 pub struct MaskCache(HashMap<(Fresh, Range<usize>, usize, usize), Tensor<4, Bool>>);
@@ -99,11 +131,41 @@ impl MaskCache {
     }
 }
 
+/// What an attention call is about, beside queries, keys and values.
+#[derive(Clone, Copy, Debug)]
+pub struct Pass<'a> {
+    /// Where the new tokens stand.
+    pub fresh: &'a Fresh,
+    /// Cells that hold no token.
+    pub hidden: Option<&'a Hidden>,
+    /// What must be seen.
+    pub evidence: EvidenceKind,
+    /// Weight of each new query in the key mass; all alike if `None`.
+    pub weights: Option<&'a [f32]>,
+}
+
+impl<'a> Pass<'a> {
+    /// New tokens, everything else visible, nothing to be seen.
+    pub fn new(fresh: &'a Fresh) -> Self {
+        Self { fresh, hidden: None, evidence: EvidenceKind::None, weights: None }
+    }
+
+    /// Whether the mass given by these queries counts.
+    fn counts(&self, rows: Range<usize>) -> bool {
+        let any = self.weights.is_none_or(|weights| weights[rows].iter().any(|&weight| weight != 0.0));
+        self.evidence == EvidenceKind::KeyMass && any
+    }
+}
+
 /// Causal softmax attention of new tokens over a cache that already holds them, `softmax(Q K^T / sqrt(head_dim)) V`.
 ///
 /// # Shapes
 /// `query` and result `[batch, query_head, query, head_dim]`; `keys`, `values` `[batch, kv_head, cell, head_dim]`;
 /// `query_head` is a multiple of `kv_head`, and query head `h` reads key-value head `h / (query_head / kv_head)`.
+///
+/// # Memory
+/// Scratch beside the result is at most one block of weights, `batch * query_head * 256 * cell` elements of the dtype
+/// (twice that, once in f32, while key mass is summed), whatever the number of queries.
 ///
 /// # Panics
 /// If the shapes do not fit together.
@@ -111,15 +173,15 @@ pub fn attend(
     query: Tensor<4>,
     keys: Tensor<4>,
     values: Tensor<4>,
-    fresh: &Fresh,
-    wanted: EvidenceKind,
+    pass: &Pass<'_>,
     masks: &mut MaskCache,
 ) -> (Tensor<4>, Option<Evidence>) {
     let [batch, heads, queries, dim] = query.dims();
     let [_, kv_heads, cells, _] = keys.dims();
-    let group = heads / kv_heads;
+    let (fresh, group) = (pass.fresh, heads / kv_heads);
     assert_eq!(heads, group * kv_heads, "query heads must be a multiple of key-value heads");
     assert_eq!(queries, fresh.len(), "one query a new token");
+    assert!(pass.weights.is_none_or(|weights| weights.len() == queries), "one weight a query");
     let grouped = query.reshape([batch, kv_heads, group, queries, dim]);
 
     let mut outputs = Vec::with_capacity(queries.div_ceil(BLOCK));
@@ -127,15 +189,26 @@ pub fn attend(
     for start in (0..queries).step_by(BLOCK) {
         let rows = start..(start + BLOCK).min(queries);
         let seen = fresh.prefix(rows.end, cells);
+        let causal = masks.get(fresh, rows.clone(), seen, group, &keys.device());
         let block = Block {
             query: grouped.clone().slice_dim(3, rows.clone()).reshape([batch, kv_heads, group * rows.len(), dim]),
             keys: keys.clone().slice_dim(axis::CELL, 0..seen),
             values: values.clone().slice_dim(axis::CELL, 0..seen),
-            mask: masks.get(fresh, rows.clone(), seen, group, &keys.device()),
+            mask: match pass.hidden {
+                Some(hidden) => Some(hidden.mask(causal, fresh, rows.clone(), seen, group)),
+                None => causal,
+            },
         };
-        let output = if wanted == EvidenceKind::KeyMass {
+        let output = if pass.counts(rows.clone()) {
             let weights = block.weights();
             let by_query = weights.clone().cast(DType::F32).reshape([batch, kv_heads, group, rows.len(), seen]);
+            let by_query = match pass.weights {
+                Some(of) => {
+                    let of = TensorData::new(of[rows.clone()].to_vec(), [1, 1, 1, rows.len(), 1]);
+                    by_query * Tensor::from_data(of, &keys.device())
+                }
+                None => by_query,
+            };
             let received = pad_cells(by_query.sum_dim(3).reshape([batch, kv_heads, group, seen]), cells);
             mass = Some(match mass {
                 Some(mass) => mass + received,
@@ -151,21 +224,9 @@ pub fn attend(
         outputs.push(output.reshape([batch, kv_heads, group, rows.len(), dim]));
     }
     let output = Tensor::cat(outputs, 3).reshape([batch, heads, queries, dim]);
-
-    let evidence = match wanted {
-        EvidenceKind::None => None,
-        EvidenceKind::KeyMass => mass.map(Evidence::KeyMass),
-        EvidenceKind::LastQueries(last) => {
-            let rows = queries.saturating_sub(last)..queries;
-            let block = Block {
-                query: grouped.slice_dim(3, rows.clone()).reshape([batch, kv_heads, group * rows.len(), dim]),
-                mask: masks.get(fresh, rows.clone(), cells, group, &keys.device()),
-                keys,
-                values,
-            };
-            let weights = block.weights().cast(DType::F32);
-            Some(Evidence::LastQueries(weights.reshape([batch, kv_heads, group, rows.len(), cells])))
-        }
+    let evidence = match pass.evidence {
+        EvidenceKind::Keys => Some(Evidence::Keys(keys)),
+        _ => mass.map(Evidence::KeyMass),
     };
     (output, evidence)
 }

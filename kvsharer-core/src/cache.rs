@@ -1,12 +1,18 @@
 //! All a model sees of the cache: `begin`, then `attend` once for every layer.
 
+mod arrange;
 mod evict;
+mod group;
+mod place;
 
-use crate::attend::{MaskCache, attend};
-use crate::{CacheError, Group, GroupId, Kv, LayerId, ModelShape, Plan, PlanError, Rope, Stack, Store};
-use burn::tensor::{DType, Device, Tensor};
-use evict::GroupCells;
-pub use evict::KeptTokens;
+use crate::attend::{Fresh, Hidden, MaskCache, Pass, attend};
+use crate::{
+    CacheError, EvidenceKind, GroupId, Kv, LayerId, Lengths, ModelShape, Plan, PlanError, Positions, Rope, RopeTable,
+    Stack, Storage, Store, axis,
+};
+use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
+pub use group::KeptTokens;
+use group::{GroupCells, Place};
 use std::ops::Range;
 
 /// What a decoder layer calls for its attention, whoever keeps the keys and values.
@@ -40,15 +46,31 @@ pub struct CacheOptions {
     pub batch: usize,
     /// Longest sequence, prompt and generated tokens together.
     pub tokens: usize,
+    /// Length of the prompt. Policies that reduce it once wait until it is complete, however many forward passes it
+    /// takes, and bytes are exact. If it is not given, the first forward pass is the prompt.
+    pub prompt: Option<usize>,
     /// Dtype of keys and values.
     pub dtype: DType,
     /// The model's rotary encoding; needed only by policies with cache-slot positions.
     pub rope: Option<Rope>,
 }
 
+impl CacheOptions {
+    /// The same, for a prompt of known length.
+    pub fn for_prompt(self, tokens: usize) -> Self {
+        Self { prompt: Some(tokens), ..self }
+    }
+
+    /// The lengths bytes are counted for.
+    pub fn lengths(&self) -> Lengths {
+        Lengths { prompt: self.prompt, tokens: self.tokens }
+    }
+}
+
 /// Keys and values of one batch of sequences under a stack of policies.
 ///
-/// Rows of a batch have equal lengths. Capacity is what the policies need, see [`Plan::bytes`].
+/// Rows of a batch have equal lengths, shorter ones padded in front ([`Cache::begin_padded`]). Capacity is what the
+/// policies need, see [`Plan::bytes`].
 pub struct Cache<'p> {
     model: ModelShape,
     plan: Plan,
@@ -58,6 +80,10 @@ pub struct Cache<'p> {
     device: Device,
     groups: Vec<GroupCells>,
     masks: MaskCache,
+    /// Rotations of keys that are turned when they are read, by number of positions.
+    turns: Option<RopeTable>,
+    padding: Vec<usize>,
+    prompt: usize,
     positions: Range<usize>,
     next: usize,
 }
@@ -74,7 +100,8 @@ impl<'p> Cache<'p> {
         device: &Device,
     ) -> Result<Self, PlanError> {
         let plan = Plan::new(model, &stack)?;
-        let store = Store::allocate(&plan, options.batch, options.tokens, options.dtype, device);
+        let store = Store::allocate(&plan, options.batch, options.lengths(), options.dtype, device);
+        let options_prompt = options.prompt.unwrap_or(0);
         Ok(Self {
             groups: vec![GroupCells::default(); plan.groups().len()],
             model: model.clone(),
@@ -84,6 +111,9 @@ impl<'p> Cache<'p> {
             options,
             device: device.clone(),
             masks: MaskCache::default(),
+            turns: None,
+            padding: Vec::new(),
+            prompt: options_prompt,
             positions: 0..0,
             next: 0,
         })
@@ -104,7 +134,7 @@ impl<'p> Cache<'p> {
         self.positions.end
     }
 
-    /// Which tokens `layer` can read, oldest first: of its keys and of its values, which are always the same.
+    /// Which tokens `layer` can read: of its keys and of its values, which are always the same.
     pub fn kept(&self, layer: LayerId) -> &KeptTokens {
         &self.groups[self.group_of(layer).0].kept
     }
@@ -112,9 +142,11 @@ impl<'p> Cache<'p> {
     /// Starts over with empty buffers of the same size.
     pub fn reset(&mut self) {
         self.stack.reset();
+        self.store.clear();
         self.groups.fill(GroupCells::default());
         self.masks.clear();
-        (self.positions, self.next) = (0..0, 0);
+        self.padding.clear();
+        (self.positions, self.next, self.prompt) = (0..0, 0, self.options.prompt.unwrap_or(0));
     }
 
     /// Announces a forward pass of `tokens` tokens a row: policies make room, cells are set aside.
@@ -123,23 +155,43 @@ impl<'p> Cache<'p> {
     /// [`CacheError::Full`] if nobody evicts and the tokens do not fit, [`CacheError::OutOfTurn`] if the last forward
     /// pass was not finished.
     pub fn begin(&mut self, tokens: usize) -> Result<(), CacheError> {
+        self.begin_padded(tokens, &[])
+    }
+
+    /// [`begin`](Self::begin) for the first forward pass of prompts of different lengths: row `b` has `padding[b]`
+    /// tokens of padding in front. Nobody looks at padding, it leaves before any token does, and rows do not
+    /// influence each other. Budgets that are shares of the prompt count the longest row.
+    ///
+    /// # Errors
+    /// As `begin`, and [`CacheError::Padding`] for a later pass, or a row that is nothing but padding.
+    pub fn begin_padded(&mut self, tokens: usize, padding: &[usize]) -> Result<(), CacheError> {
         if self.next != 0 && self.next != self.model.len() {
             return Err(CacheError::OutOfTurn { layer: LayerId(self.next) });
         }
         if self.model.layers().iter().any(|shape| shape.window.is_some()) {
             return Err(CacheError::Unsupported("sliding windows of a model"));
         }
+        let padded = padding.iter().any(|&pad| pad > 0);
+        let fits = padding.len() == self.options.batch && padding.iter().all(|&pad| pad < tokens);
+        if padded && (self.seen() > 0 || !fits) {
+            return Err(CacheError::Padding { padding: padding.to_vec(), tokens, batch: self.options.batch });
+        }
         // Everything that can be refused without asking a policy is refused before any state changes.
         let needed = self.seen() + tokens;
-        let bounded = |group: &Group| group.budget.is_some_and(|budget| budget <= self.options.tokens);
-        if needed > self.options.tokens && !self.plan.groups().iter().all(bounded) {
+        let lengths = self.options.lengths();
+        if needed > self.options.tokens && !self.plan.groups().iter().all(|group| group.is_bounded(lengths)) {
             return Err(CacheError::Full { capacity: self.options.tokens, needed });
         }
-        self.masks.clear();
-        for index in 0..self.groups.len() {
-            self.make_room(GroupId(index), tokens)?;
+        if self.seen() == 0 {
+            self.prompt = self.options.prompt.unwrap_or(tokens);
+            self.padding = if padded { padding.to_vec() } else { Vec::new() };
         }
-        self.positions = self.seen()..needed;
+        self.masks.clear();
+        let pass = self.seen()..needed;
+        for index in 0..self.groups.len() {
+            self.make_room(GroupId(index), &pass)?;
+        }
+        self.positions = pass;
         self.next = 0;
         Ok(())
     }
@@ -149,26 +201,88 @@ impl<'p> Cache<'p> {
     }
 
     fn capacity(&self, group: GroupId) -> usize {
-        self.plan.group(group).capacity(self.options.tokens)
+        self.plan.group(group).capacity(self.options.lengths())
     }
 
     /// Takes the owner's new keys or values in.
     fn store(&mut self, layer: LayerId, kind: Kv, values: Tensor<4>) -> Result<(), CacheError> {
         let slot = self.plan.slot(self.plan.layers()[layer.0].of(kind));
         let cells = &self.groups[slot.group.0];
-        let fresh = cells.fresh.as_ref().ok_or(CacheError::OutOfTurn { layer })?;
-        let expected = [self.options.batch, slot.shape.kv_heads, fresh.len(), slot.shape.head_dim];
+        let place = cells.place.as_ref().ok_or(CacheError::OutOfTurn { layer })?;
+        let expected = [self.options.batch, slot.shape.kv_heads, self.positions.len(), slot.shape.head_dim];
         if values.dims() != expected {
             let what = if kind == Kv::Key { "key" } else { "value" };
             return Err(CacheError::Shape { layer, what, found: values.dims().to_vec(), expected: expected.to_vec() });
         }
         let values = values.cast(self.options.dtype);
-        if cells.in_flight {
-            self.store.fly(slot.id, cells.by_age.len(), values);
-        } else {
-            self.store.write(slot.id, fresh.cells(), values);
+        match place {
+            Place::InFlight => self.store.fly(slot.id, cells.cells, values),
+            Place::Cells(fresh) => self.store.write(slot.id, fresh.cells(), values),
+            Place::PerHead(fresh) => self.store.scatter(slot.id, fresh.clone(), values),
         }
         Ok(())
+    }
+
+    /// Cells of a group that nobody may look at, fresh ones included; `None` if there are none.
+    fn hidden(&self, id: GroupId) -> Option<Hidden> {
+        let cells = &self.groups[id.0];
+        let [batch, heads] = [self.options.batch, self.plan.group(id).kv_heads];
+        if cells.empty == 0 && self.padding.is_empty() {
+            return None;
+        }
+        let old = (cells.cells > 0).then(|| self.tokens(id).positions(cells.cells).lower_elem(0));
+        let appended = cells.width - cells.cells;
+        let new = (appended > 0).then(|| {
+            let first_pass = self.positions.start == 0;
+            let pad = |row: usize| if first_pass { self.padding.get(row).copied().unwrap_or(0) } else { 0 };
+            let hidden: Vec<bool> = (0..batch).flat_map(|row| (0..appended).map(move |i| i < pad(row))).collect();
+            let hidden = TensorData::new(hidden, [batch, 1, appended]);
+            Tensor::<3, Bool>::from_data(hidden, &self.device).expand([batch, heads, appended])
+        });
+        let parts: Vec<Tensor<3, Bool>> = [old, new].into_iter().flatten().collect();
+        Some(Hidden(Tensor::cat(parts, 2)))
+    }
+
+    /// What each query of the running pass counts for in the key mass, as the evictor that asks for it says.
+    fn weights(&self, id: GroupId) -> Option<Vec<f32>> {
+        let group = self.plan.group(id);
+        let evictors = group.evictors.iter().filter_map(|&evictor| self.stack.members().nth(evictor));
+        let mut asking = evictors.filter(|policy| policy.evidence(group) == EvidenceKind::KeyMass);
+        asking.next().and_then(|policy| policy.weights(group, self.positions.clone(), self.prompt))
+    }
+
+    /// Keys as they are to be read: turned to their cache slots where that was not done when they were stored.
+    fn turned(&mut self, id: GroupId, keys: Tensor<4>) -> Result<Tensor<4>, CacheError> {
+        let group = self.plan.group(id);
+        let cells = &self.groups[id.0];
+        let late_sinks = cells.gap > 0 && group.storage != Storage::Full;
+        if cells.turn.is_none() && !late_sinks {
+            return Ok(keys);
+        }
+        let Some(rope) = &self.options.rope else {
+            return Err(CacheError::Unsupported("cache-slot positions without the model's rotary encoding"));
+        };
+        if let Some(turn) = &cells.turn {
+            if self.turns.as_ref().is_none_or(|table| table.len() < self.positions.end) {
+                self.turns = Some(rope.table(0..self.positions.end.next_power_of_two(), &self.device));
+            }
+            let [batch, heads, width, _] = keys.dims();
+            let appended = width - turn.dims()[2];
+            let turn = match appended {
+                0 => turn.clone(),
+                _ => Tensor::cat(vec![turn.clone(), Tensor::zeros([batch, heads, appended], &self.device)], 2),
+            };
+            return Ok(self.turns.as_ref().map_or(keys.clone(), |table| table.apply_each(keys, turn)));
+        }
+        let Positions::CacheSlot { sinks } = group.positions else {
+            return Ok(keys);
+        };
+        let turn = |keys: Tensor<4>, &cell: &usize| {
+            let sink = keys.clone().slice_dim(axis::CELL, cell..cell + 1);
+            let [batch, heads, _, dim] = keys.dims();
+            keys.slice_assign([0..batch, 0..heads, cell..cell + 1, 0..dim], rope.advance(sink, cells.gap))
+        };
+        Ok(cells.by_age[..sinks].iter().fold(keys, turn))
     }
 }
 
@@ -196,25 +310,39 @@ impl Attend for Cache<'_> {
         let id = self.group_of(layer);
         let group = self.plan.group(id);
         let cells = &self.groups[id.0];
-        let fresh = cells.fresh.as_ref().ok_or(CacheError::OutOfTurn { layer })?;
+        let fresh = match cells.place.as_ref().ok_or(CacheError::OutOfTurn { layer })? {
+            Place::Cells(fresh) => fresh.clone(),
+            Place::InFlight => Fresh::appended(cells.cells, self.positions.len()),
+            // A single token, which may look everywhere.
+            Place::PerHead(_) => Fresh::new(vec![0]),
+        };
         let [batch, heads, queries, dim] = query.dims();
         let shape = self.model.layers()[layer.0];
         if [batch, queries, dim] != [self.options.batch, fresh.len(), shape.head_dim] || heads % group.kv_heads != 0 {
             let expected = vec![self.options.batch, group.kv_heads, fresh.len(), shape.head_dim];
             return Err(CacheError::Shape { layer, what: "query", found: query.dims().to_vec(), expected });
         }
-        let len = cells.by_age.len() + fresh.len();
+        let (last, width) = (group.last_reader(), cells.width);
         let slots = self.plan.layers()[layer.0];
-        let (keys, values) = (self.store.view(slots.key, len), self.store.view(slots.value, len));
+        let (keys, values) = (self.store.view(slots.key, width), self.store.view(slots.value, width));
+        let keys = self.turned(id, keys)?;
+        let hidden = self.hidden(id);
         let dtype = query.dtype();
         let query = query.cast(self.options.dtype);
-        let (output, evidence) = attend(query, keys, values, fresh, group.evidence, &mut self.masks);
+        let group = self.plan.group(id);
+        let weights = match group.evidence {
+            EvidenceKind::KeyMass => self.weights(id),
+            _ => None,
+        };
+        let pass =
+            Pass { fresh: &fresh, hidden: hidden.as_ref(), evidence: group.evidence, weights: weights.as_deref() };
+        let (output, evidence) = attend(query, keys, values, &pass, &mut self.masks);
         if let Some(evidence) = evidence {
             for &evictor in &group.evictors {
                 self.stack.member_mut(evictor).observe(group, layer, &evidence);
             }
         }
-        if layer == group.last_reader() {
+        if layer == last {
             self.settle(id)?;
         }
         self.next += 1;

@@ -50,6 +50,26 @@ pub enum PlanError {
         /// The later policy.
         policy: String,
     },
+    /// Options that do not fit the model.
+    #[error("`{policy}`: {what}")]
+    Refused {
+        /// The policy.
+        policy: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// Heads that a codec cannot store.
+    #[error(
+        "layer {layer}: `{policy}` cannot store heads of {head_dim} channels: they must fill whole 32-bit words and whole groups"
+    )]
+    HeadDim {
+        /// The owner.
+        layer: LayerId,
+        /// The policy.
+        policy: String,
+        /// Channels of a head.
+        head_dim: usize,
+    },
     /// A policy leaves no cell for the newest token.
     #[error("layer {layer}: `{policy}` leaves a budget of 0 tokens; give it room for at least the newest token")]
     EmptyBudget {
@@ -159,6 +179,18 @@ pub enum CacheError {
     OutOfTurn {
         /// The layer.
         layer: LayerId,
+    },
+    /// Padding that a batch cannot have.
+    #[error(
+        "{padding:?} is no padding of a first pass of {tokens} tokens in {batch} rows: give one number a row, less than the tokens, before anything else runs"
+    )]
+    Padding {
+        /// What was given.
+        padding: Vec<usize>,
+        /// Tokens of the pass.
+        tokens: usize,
+        /// Rows of the batch.
+        batch: usize,
     },
     /// A result that the device could not give back.
     #[error("the device could not return a result: {0}")]

@@ -23,10 +23,10 @@
 //!     fn name(&self) -> String {
 //!         format!("newest:tokens={}", self.0)
 //!     }
-//!     fn budget(&self, _group: &Group) -> Option<usize> {
-//!         Some(self.0)
+//!     fn budget(&self, _group: &Group) -> Option<Budget> {
+//!         Some(self.0.into())
 //!     }
-//!     fn evict(&mut self, _group: &Group, state: &GroupState) -> Eviction {
+//!     fn evict(&mut self, _group: &Group, state: &GroupState<'_>) -> Eviction {
 //!         let excess = (state.len + state.incoming).saturating_sub(self.0);
 //!         Eviction::Span { start: 0, end: excess.min(state.len) }
 //!     }
@@ -36,7 +36,7 @@
 //! let device = Device::flex();
 //! let model = ModelShape::uniform(4, KvShape::new(2, 8)); // 4 layers, 2 key-value heads of 8 channels
 //! let stack = Stack::new().with(Sharing::both([(3, 1)])?).with(Newest(6));
-//! let options = CacheOptions { batch: 1, tokens: 100, dtype: DType::F32, rope: None };
+//! let options = CacheOptions { batch: 1, tokens: 100, prompt: None, dtype: DType::F32, rope: None };
 //! let mut cache = Cache::new(&model, stack, options, &device)?;
 //! for _token in 0..20 {
 //!     cache.begin(1)?;
@@ -53,6 +53,7 @@
 #![forbid(unsafe_code)]
 
 mod attend;
+mod budget;
 mod cache;
 mod calibrate;
 mod distance;
@@ -60,8 +61,10 @@ mod error;
 mod fs;
 mod gate;
 mod ids;
+mod packing;
 mod plan;
 mod policy;
+mod quantised;
 mod replay;
 mod rope;
 mod search;
@@ -73,7 +76,8 @@ mod strategy;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use attend::{Fresh, MaskCache, attend};
+pub use attend::{Fresh, Hidden, MaskCache, Pass, attend};
+pub use budget::{Budget, Lengths};
 pub use cache::{Attend, Cache, CacheOptions, KeptTokens};
 pub use calibrate::{Averages, CalibrationError, CalibrationSet, hex};
 pub use distance::{Distance, Order, Pair};
@@ -81,10 +85,13 @@ pub use error::{CacheError, PlanError};
 pub use fs::write_atomically;
 pub use gate::Gate;
 pub use ids::{GroupId, LayerId, SlotId, axis};
+pub use packing::Quantisation;
 pub use plan::{Group, LayerSlots, Plan, Slot};
 pub use policy::{
-    Eviction, Evidence, EvidenceKind, FullCache, GroupState, Kv, LayerKvPolicy, Positions, Route, Source, Storage,
+    EMPTY, Eviction, Evidence, EvidenceKind, FullCache, GroupState, Kv, LayerKvPolicy, PADDING, Positions, Route,
+    Source, Storage,
 };
+pub use quantised::QuantisedBuffer;
 pub use replay::SearchModel;
 pub use rope::{Rope, RopeTable};
 pub use search::{Found, Progress, SearchError, SearchOptions, Trial, search};

@@ -1,7 +1,9 @@
 //! The frozen answer to "where": which buffer every layer reads, and what it all costs.
 
+mod build;
+
 use crate::{
-    EvidenceKind, GroupId, Kv, KvShape, LayerId, ModelShape, PlanError, Positions, Route, SlotId, Source, Stack,
+    Budget, EvidenceKind, GroupId, Kv, KvShape, LayerId, Lengths, ModelShape, PlanError, Positions, SlotId, Stack,
     Storage,
 };
 
@@ -20,14 +22,12 @@ pub struct Slot {
     pub shape: KvShape,
     /// The group whose tokens it keeps.
     pub group: GroupId,
-    /// How its tensors are stored.
-    pub storage: Storage,
 }
 
 /// Slots that some layer reads together, directly or through others, and that therefore keep the same tokens.
 ///
 /// Without sharing a group is the key and the value slot of one layer. This is the unit policies evict from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Group {
     /// Index of the group in its plan.
     pub id: GroupId,
@@ -37,12 +37,18 @@ pub struct Group {
     pub layers: Vec<LayerId>,
     /// Key-value heads of its slots.
     pub kv_heads: usize,
-    /// Cells its evictor needs, the newest token included; `None` if nobody evicts.
-    pub budget: Option<usize>,
+    /// Layers of the whole model.
+    pub model_layers: usize,
+    /// How its slots are stored.
+    pub storage: Storage,
+    /// Cells its evictors need; empty if nobody evicts.
+    pub budgets: Vec<Budget>,
     /// What its evictor must see.
     pub evidence: EvidenceKind,
     /// Which positions its keys stand at.
     pub positions: Positions,
+    /// Bytes of state for each row, head and cell beside keys and values.
+    pub bookkeeping: usize,
     pub(crate) evictors: Vec<usize>,
 }
 
@@ -57,15 +63,34 @@ impl Group {
         self.layers[self.layers.len() - 1]
     }
 
-    /// Cells to allocate for sequences of up to `tokens` tokens.
-    pub fn capacity(&self, tokens: usize) -> usize {
-        self.budget.map_or(tokens, |budget| budget.min(tokens))
+    /// Cells to allocate for sequences of these lengths. Quantised slots have one block more than their evictor needs:
+    /// evicted cells are hidden until a whole block of them can be filled.
+    pub fn capacity(&self, lengths: impl Into<Lengths>) -> usize {
+        let lengths = lengths.into();
+        let block = match self.storage {
+            Storage::Full => 0,
+            Storage::Quantised(codec) => codec.group(),
+        };
+        let cells = self.budgets.iter().map(|budget| budget.cells(lengths)).min();
+        cells.map_or(lengths.tokens, |cells| (cells + block).min(lengths.tokens))
+    }
+
+    /// Whether nothing is evicted before the prompt is complete.
+    pub fn waits(&self) -> bool {
+        !self.budgets.is_empty() && self.budgets.iter().all(Budget::waits)
+    }
+
+    /// Whether the group needs no more cells however long the text gets.
+    pub fn is_bounded(&self, lengths: impl Into<Lengths>) -> bool {
+        let lengths = lengths.into();
+        self.budgets.iter().any(|budget| budget.is_bounded(lengths))
     }
 
     /// Sinks whose unturned keys are kept beside the cache (cache-slot positions, once something is evicted).
-    pub fn original_sinks(&self, tokens: usize) -> usize {
-        match self.positions {
-            Positions::CacheSlot { sinks } if self.capacity(tokens) < tokens => sinks,
+    pub fn original_sinks(&self, lengths: impl Into<Lengths>) -> usize {
+        let lengths = lengths.into();
+        match (self.positions, self.storage) {
+            (Positions::CacheSlot { sinks }, Storage::Full) if self.capacity(lengths) < lengths.tokens => sinks,
             _ => 0,
         }
     }
@@ -81,7 +106,7 @@ pub struct LayerSlots {
 }
 
 /// Which slot every layer reads, validated; knows its exact cost before anything is allocated.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     layers: Vec<LayerSlots>,
     slots: Vec<Slot>,
@@ -94,12 +119,7 @@ impl Plan {
     /// # Errors
     /// [`PlanError`] names the layers and policies that clash.
     pub fn new(model: &ModelShape, stack: &Stack<'_>) -> Result<Self, PlanError> {
-        let routes = model.ids().map(|layer| route(layer, stack)).collect::<Result<Vec<_>, _>>()?;
-        let (layers, mut slots) = assign_slots(model, &routes)?;
-        let mut groups = form_groups(&layers, &mut slots);
-        for group in &mut groups {
-            ask_policies(group, &mut slots, stack)?;
-        }
+        let (layers, slots, groups) = build::build(model, stack)?;
         Ok(Self { layers, slots, groups })
     }
 
@@ -133,44 +153,78 @@ impl Plan {
         self.slot(self.layers[layer.0].of(kind)).owner == layer
     }
 
-    /// Bytes a store allocates for `batch` sequences of up to `tokens` tokens with elements of `element_bytes`.
+    /// Bytes a store allocates for `batch` sequences of these lengths with elements of `element_bytes`.
     ///
     /// Exact: a [`Store`](crate::Store) made for the same numbers holds this many bytes.
-    pub fn bytes(&self, batch: usize, tokens: usize, element_bytes: usize) -> usize {
+    pub fn bytes(&self, batch: usize, lengths: impl Into<Lengths>, element_bytes: usize) -> usize {
+        let lengths = lengths.into();
         let slot_bytes = |slot: &Slot| {
             let group = self.group(slot.group);
-            let sinks = match slot.kind {
-                Kv::Key => group.original_sinks(tokens),
-                Kv::Value => 0,
+            let cells = group.capacity(lengths);
+            let shape = slot.shape;
+            let one = match group.storage {
+                Storage::Full => {
+                    let sinks = if slot.kind == Kv::Key { group.original_sinks(lengths) } else { 0 };
+                    (cells + sinks) * shape.head_dim * element_bytes
+                }
+                Storage::Quantised(codec) => codec.bytes(slot.kind, cells, shape.head_dim, element_bytes),
             };
-            (group.capacity(tokens) + sinks) * token_bytes(slot, batch, element_bytes)
+            batch * shape.kv_heads * one
         };
         self.slots.iter().map(slot_bytes).sum()
     }
 
-    /// The most bytes that can be held while tokens are appended `chunk` at a time up to `tokens`: the allocation plus
-    /// the largest sum of groups in flight, which hold old cells and the chunk in full until their last reader.
+    /// Bytes of what policies and cache note about the tokens: scores and positions by cell.
+    pub fn bookkeeping_bytes(&self, batch: usize, lengths: impl Into<Lengths>) -> usize {
+        let lengths = lengths.into();
+        let group_bytes = |group: &Group| batch * group.kv_heads * group.capacity(lengths) * group.bookkeeping;
+        self.groups.iter().map(group_bytes).sum()
+    }
+
+    /// The most bytes that can be held while a prompt is appended `chunk` tokens at a time and the rest token by token:
+    /// the allocation, plus at any layer the groups in flight (old cells and the chunk in full until their last
+    /// reader, or until the end of the prompt if their evictor waits for it), plus what a layer reads of quantised
+    /// slots, in full. Scratch memory of the attention itself is not counted.
     ///
-    /// Exact for a prompt run in one pass (`chunk == tokens`); an upper bound for smaller chunks, as a policy may make
-    /// room before a chunk comes.
-    pub fn prefill_peak_bytes(&self, batch: usize, tokens: usize, chunk: usize, element_bytes: usize) -> usize {
-        let chunk = chunk.min(tokens);
-        let in_flight_at = |layer: LayerId| -> usize {
-            let written = |slot: &&Slot| {
-                let group = self.group(slot.group);
-                slot.owner <= layer && layer <= group.last_reader() && chunk > 1
-            };
-            let cost = |slot: &Slot| {
-                let capacity = self.group(slot.group).capacity(tokens);
-                // What may stand in the slot when the chunk arrives: nothing for a prefill from an empty cache.
-                let old = capacity.min(tokens - chunk);
-                let cells = if old + chunk > capacity { old + chunk } else { 0 };
-                cells * token_bytes(slot, batch, element_bytes)
-            };
-            self.slots.iter().filter(written).map(cost).sum()
+    /// Exact for a prompt run in one pass (`chunk` at least its length); an upper bound for smaller chunks, as a
+    /// policy may make room before a chunk comes.
+    pub fn prefill_peak_bytes(
+        &self,
+        batch: usize,
+        lengths: impl Into<Lengths>,
+        chunk: usize,
+        element_bytes: usize,
+    ) -> usize {
+        let lengths = lengths.into();
+        let prompt = lengths.prompt.unwrap_or(lengths.tokens).min(lengths.tokens);
+        let chunk = chunk.min(prompt);
+        let full = |slot: &Slot, cells| cells * batch * slot.shape.kv_heads * slot.shape.head_dim * element_bytes;
+        let flying = |slot: &Slot| {
+            let group = self.group(slot.group);
+            let capacity = group.capacity(lengths);
+            // What may stand in the slot when the chunk arrives: nothing for a prefill from an empty cache.
+            let old = if group.waits() { prompt - chunk } else { capacity.min(prompt - chunk) };
+            let in_place = old + chunk <= capacity && group.storage == Storage::Full;
+            if chunk <= 1 || in_place { 0 } else { old + chunk }
         };
-        let peak = (0..self.layers.len()).map(|l| in_flight_at(LayerId(l))).max();
-        self.bytes(batch, tokens, element_bytes) + peak.unwrap_or(0)
+        let held = |slot: &Slot, layer: LayerId| {
+            let group = self.group(slot.group);
+            let waiting = group.waits() && chunk < prompt && layer <= group.last_reader();
+            let cells = flying(slot);
+            if waiting || (slot.owner <= layer && layer <= group.last_reader()) { full(slot, cells) } else { 0 }
+        };
+        let read = |slot: &Slot| {
+            let group = self.group(slot.group);
+            let quantised = group.storage != Storage::Full && flying(slot) == 0;
+            if quantised { full(slot, group.capacity(lengths)) } else { 0 }
+        };
+        let at = |layer: LayerId| {
+            let slots = self.layers[layer.0];
+            let in_flight: usize = self.slots.iter().map(|slot| held(slot, layer)).sum();
+            in_flight + read(self.slot(slots.key)) + read(self.slot(slots.value))
+        };
+        let peak = (0..self.layers.len()).map(|layer| at(LayerId(layer))).max();
+        self.bytes(batch, lengths, element_bytes) + peak.unwrap_or(0)
     }
 }
 
@@ -182,183 +236,4 @@ impl LayerSlots {
             Kv::Value => self.value,
         }
     }
-}
-
-fn token_bytes(slot: &Slot, batch: usize, element_bytes: usize) -> usize {
-    match slot.storage {
-        Storage::Full => batch * slot.shape.kv_heads * slot.shape.head_dim * element_bytes,
-    }
-}
-
-/// The one answer among `stack` to where `layer` reads.
-fn route(layer: LayerId, stack: &Stack<'_>) -> Result<Route, PlanError> {
-    let mut answers = stack.members().filter_map(|policy| policy.route(layer).map(|route| (policy, route)));
-    let Some((first, route)) = answers.next() else {
-        return Ok(Route::default());
-    };
-    match answers.next() {
-        None => Ok(route),
-        Some((second, _)) => Err(PlanError::TwoRouters { layer, first: first.name(), second: second.name() }),
-    }
-}
-
-fn assign_slots(model: &ModelShape, routes: &[Route]) -> Result<(Vec<LayerSlots>, Vec<Slot>), PlanError> {
-    let mut slots: Vec<Slot> = Vec::new();
-    let mut layers: Vec<LayerSlots> = Vec::new();
-    for (layer, route) in model.ids().zip(routes) {
-        let mut find = |kind, source| -> Result<SlotId, PlanError> {
-            let shape = model.layers()[layer.0];
-            match source {
-                Source::Own => {
-                    let id = SlotId(slots.len());
-                    slots.push(Slot {
-                        id,
-                        kind,
-                        owner: layer,
-                        readers: vec![layer],
-                        shape,
-                        group: GroupId(usize::MAX),
-                        storage: Storage::Full,
-                    });
-                    Ok(id)
-                }
-                Source::Borrow(donor) => {
-                    check_donor(model, routes, kind, layer, donor)?;
-                    let id = layers[donor.0].of(kind);
-                    slots[id.0].readers.push(layer);
-                    Ok(id)
-                }
-            }
-        };
-        let key = find(Kv::Key, route.key)?;
-        let value = find(Kv::Value, route.value)?;
-        layers.push(LayerSlots { key, value });
-    }
-    Ok((layers, slots))
-}
-
-fn check_donor(
-    model: &ModelShape,
-    routes: &[Route],
-    kind: Kv,
-    layer: LayerId,
-    donor: LayerId,
-) -> Result<(), PlanError> {
-    let layers = model.len();
-    if donor.0 >= layers {
-        return Err(PlanError::UnknownLayer { layer: donor, layers });
-    }
-    if donor >= layer {
-        return Err(PlanError::DonorNotEarlier { kind, layer, donor });
-    }
-    let mut chain = vec![layer, donor];
-    let mut at = donor;
-    while let Source::Borrow(next) = source(&routes[at.0], kind) {
-        chain.push(next);
-        if next >= at {
-            break;
-        }
-        at = next;
-    }
-    if chain.len() > 2 {
-        return Err(PlanError::Chain { kind, chain });
-    }
-    let (mine, theirs) = (model.layers()[layer.0], model.layers()[donor.0]);
-    if mine != theirs {
-        return Err(PlanError::ShapeMismatch { kind, layer, donor, mine, theirs });
-    }
-    Ok(())
-}
-
-fn source(route: &Route, kind: Kv) -> Source {
-    match kind {
-        Kv::Key => route.key,
-        Kv::Value => route.value,
-    }
-}
-
-/// Joins the key and the value slot of every layer: connected components become groups, ordered by first layer.
-fn form_groups(layers: &[LayerSlots], slots: &mut [Slot]) -> Vec<Group> {
-    let mut root: Vec<usize> = (0..slots.len()).collect();
-    fn find(root: &[usize], mut slot: usize) -> usize {
-        while root[slot] != slot {
-            slot = root[slot];
-        }
-        slot
-    }
-    for layer in layers {
-        let (a, b) = (find(&root, layer.key.0), find(&root, layer.value.0));
-        root[a.max(b)] = a.min(b);
-    }
-    let mut groups: Vec<Group> = Vec::new();
-    for index in 0..slots.len() {
-        let lead = find(&root, index);
-        if lead == index {
-            slots[index].group = GroupId(groups.len());
-            groups.push(Group {
-                id: GroupId(groups.len()),
-                slots: Vec::new(),
-                layers: Vec::new(),
-                kv_heads: slots[index].shape.kv_heads,
-                budget: None,
-                evidence: EvidenceKind::None,
-                positions: Positions::Original,
-                evictors: Vec::new(),
-            });
-        } else {
-            slots[index].group = slots[lead].group;
-        }
-        let group = &mut groups[slots[index].group.0];
-        group.slots.push(SlotId(index));
-        group.layers.extend(&slots[index].readers);
-    }
-    for group in &mut groups {
-        group.layers.sort();
-        group.layers.dedup();
-    }
-    groups
-}
-
-/// Fills in what the policies want of `group`.
-fn ask_policies(group: &mut Group, slots: &mut [Slot], stack: &Stack<'_>) -> Result<(), PlanError> {
-    let mut stored_by: Option<String> = None;
-    for (index, policy) in stack.members().enumerate() {
-        if let Some(storage) = policy.storage(group) {
-            if let Some(first) = stored_by.replace(policy.name()) {
-                return Err(PlanError::TwoStorages { layer: group.first(), first, second: policy.name() });
-            }
-            for &slot in &group.slots {
-                slots[slot.0].storage = storage;
-            }
-        }
-        let Some(budget) = policy.budget(group) else {
-            continue;
-        };
-        if budget == 0 {
-            return Err(PlanError::EmptyBudget { layer: group.first(), policy: policy.name() });
-        }
-        if let Some(&first) = group.evictors.first()
-            && !stack.evicts_in_order()
-        {
-            return Err(PlanError::TwoEvictors {
-                layer: group.first(),
-                first: stack.members().nth(first).map_or_else(String::new, |p| p.name()),
-                second: policy.name(),
-            });
-        }
-        let (evidence, positions) = (policy.evidence(group), policy.positions(group));
-        let clash = !group.evictors.is_empty()
-            && (positions != group.positions
-                || (evidence != EvidenceKind::None && group.evidence != EvidenceKind::None));
-        if clash {
-            return Err(PlanError::EvictorsClash { layer: group.first(), policy: policy.name() });
-        }
-        group.positions = positions;
-        if evidence != EvidenceKind::None {
-            group.evidence = evidence;
-        }
-        group.budget = Some(group.budget.map_or(budget, |other| other.min(budget)));
-        group.evictors.push(index);
-    }
-    Ok(())
 }

@@ -1,8 +1,10 @@
 //! The plugin trait: where a layer's keys and values live, and which tokens stay.
 
-use crate::{Group, LayerId};
-use burn::tensor::{Int, Tensor};
+use crate::cache::KeptTokens;
+use crate::{Budget, Group, LayerId, ModelShape, Quantisation};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use std::fmt;
+use std::ops::Range;
 
 /// Keys or values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,10 +49,11 @@ pub enum EvidenceKind {
     /// Nothing: the fused attention path runs.
     #[default]
     None,
-    /// The softmax mass each cell received, summed over the queries of the forward pass.
+    /// The softmax mass each cell received, summed over the queries of the forward pass, each with the weight that
+    /// [`LayerKvPolicy::weights`] gives it.
     KeyMass,
-    /// The softmax rows of the last `n` queries of the forward pass (fewer if it has fewer).
-    LastQueries(usize),
+    /// The keys themselves: nothing is computed, and the fused attention path runs.
+    Keys,
 }
 
 /// The evidence a policy asked for, in f32 whatever the model's dtype.
@@ -58,39 +61,102 @@ pub enum EvidenceKind {
 pub enum Evidence {
     /// `[batch, kv_head, group, cell]`: mass by query head; query head = `kv_head * group_size + group`.
     KeyMass(Tensor<4>),
-    /// `[batch, kv_head, group, query, cell]`: the rows of the last queries, oldest first.
-    LastQueries(Tensor<5>),
+    /// `[batch, kv_head, cell, head_dim]`, rotated, in the dtype of the cache. Do not hold on to it: a second handle
+    /// makes the next write copy the buffer.
+    Keys(Tensor<4>),
 }
 
+/// Stands for a position in a cell that holds no token: its token was dropped and nothing has taken its place.
+pub const EMPTY: i64 = -1;
+
+/// Stands for a position in a cell that holds padding of a shorter row of the batch. Nobody looks at it.
+pub const PADDING: i64 = -2;
+
 /// What a policy is told when it is asked to evict.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GroupState {
-    /// Cached tokens, those of the running forward pass included once they are appended.
+#[derive(Clone, Debug)]
+pub struct GroupState<'a> {
+    /// Cached tokens of each row and head, padding and those of the running forward pass (once they are appended)
+    /// included.
     pub len: usize,
+    /// Cells in use, [`EMPTY`] ones included: the last axis of evidence.
+    pub cells: usize,
     /// Tokens about to be appended; 0 when the question is asked after the last reader.
     pub incoming: usize,
     /// Cells allocated for the group.
     pub capacity: usize,
     /// Tokens the cache has been given so far, evicted ones included.
     pub seen: usize,
+    /// Tokens of the running forward pass.
+    pub pass: usize,
+    /// Length of the prompt: what the cache was made for, or else the first forward pass.
+    pub prompt: usize,
+    /// Padding before the first token of each row of the batch; empty if there is none.
+    pub padding: &'a [usize],
+    pub(crate) tokens: Tokens<'a>,
 }
 
-/// A policy's answer to "which tokens go?". Tokens are counted by age, the oldest is 0.
+/// Where the tokens of a group stand.
+#[derive(Clone, Debug)]
+pub(crate) struct Tokens<'a> {
+    pub(crate) kept: &'a KeptTokens,
+    pub(crate) by_age: &'a [usize],
+    /// Rows and key-value heads.
+    pub(crate) shape: [usize; 2],
+    pub(crate) device: &'a Device,
+}
+
+impl GroupState<'_> {
+    /// Whether the prompt has been run, the running forward pass included.
+    pub fn prompt_done(&self) -> bool {
+        self.seen >= self.prompt
+    }
+
+    /// Text position of the token in each cell, or [`EMPTY`], or [`PADDING`]. Of two tokens of a row and head the
+    /// older one has the smaller position.
+    ///
+    /// # Shapes
+    /// `[batch, kv_head, cell]`.
+    pub fn positions(&self) -> Tensor<3, Int> {
+        self.tokens.positions(self.cells)
+    }
+}
+
+impl Tokens<'_> {
+    pub(crate) fn positions(&self, cells: usize) -> Tensor<3, Int> {
+        match self.kept {
+            KeptTokens::PerHead(positions) => positions.clone(),
+            KeptTokens::Uniform(kept) => {
+                let mut by_cell = vec![EMPTY; cells];
+                for (&cell, &position) in self.by_age.iter().zip(kept) {
+                    by_cell[cell] = position as i64;
+                }
+                let [batch, heads] = self.shape;
+                Tensor::<1, Int>::from_data(TensorData::from(&by_cell[..]), self.device)
+                    .reshape([1, 1, cells])
+                    .expand([batch, heads, cells])
+            }
+        }
+    }
+}
+
+/// A policy's answer to "which tokens go?".
 #[derive(Clone, Debug)]
 pub enum Eviction {
     /// Keep everything.
     Nothing,
-    /// Drop the tokens `start..end` of every row and head.
+    /// Drop the tokens `start..end` by age, the oldest being 0, of every row and head.
     Span {
         /// First token dropped.
         start: usize,
         /// First younger token that stays.
         end: usize,
     },
-    /// Keep exactly these cells, per row and head: `[batch, kv_head, kept]`, ascending along the last axis.
-    ///
-    /// Cells stand in order of age as long as every eviction of the group was a `Keep` made after the last reader.
+    /// Keep exactly the tokens in these cells, per row and head: `[batch, kv_head, kept]`. They move together, so it
+    /// suits the reduction of a prompt.
     Keep(Tensor<3, Int>),
+    /// Drop the tokens in these cells, per row and head: `[batch, kv_head, dropped]`. The next tokens take their
+    /// places, so that at a full budget nothing moves.
+    Drop(Tensor<3, Int>),
 }
 
 /// How a slot stores its tensors.
@@ -100,6 +166,8 @@ pub enum Storage {
     /// In the dtype of the cache.
     #[default]
     Full,
+    /// In few bits, the newest tokens apart; read through a transient copy in the dtype of the cache.
+    Quantised(Quantisation),
 }
 
 /// Which position a cached key stands at for the rotary encoding.
@@ -108,10 +176,12 @@ pub enum Positions {
     /// Where its token stood in the text.
     #[default]
     Original,
-    /// Its place in the cache, counted by age, as StreamingLLM has it: after evictions the oldest `sinks` tokens
-    /// move up to the ones behind them. Only [`Eviction::Span`]s that start at `sinks` are allowed with it.
+    /// Its place in the cache, counted by age in its row and head: whenever a token leaves, all older ones move up.
+    ///
+    /// [`Eviction::Span`]s that start behind the `sinks` cost next to nothing: the sinks alone are turned, and kept
+    /// unturned beside the cache. With `Keep` and `Drop` keys are turned whenever they are read.
     CacheSlot {
-        /// Tokens at the start of the text that never leave.
+        /// Tokens at the start of the text that no `Span` drops.
         sinks: usize,
     },
 }
@@ -131,17 +201,40 @@ pub trait LayerKvPolicy: Send {
         None
     }
 
+    /// Whether the options fit the model (a list of budgets has one a layer, …); asked first.
+    ///
+    /// # Errors
+    /// What is wrong, with the value: it becomes [`PlanError::Refused`](crate::PlanError::Refused).
+    fn check(&self, model: &ModelShape) -> Result<(), String> {
+        let _ = model;
+        Ok(())
+    }
+
     /// Cells `group` needs at most while decoding token by token, the newest token included; `Some` makes this
     /// policy the evictor of the group.
-    fn budget(&self, group: &Group) -> Option<usize> {
+    fn budget(&self, group: &Group) -> Option<Budget> {
         let _ = group;
         None
+    }
+
+    /// Bytes of state beside the keys and values for each row, head and cell of `group`: scores, and 8 for the cache's
+    /// list of positions if the policy evicts by head (`Keep`, `Drop`).
+    fn bookkeeping(&self, group: &Group) -> usize {
+        let _ = group;
+        0
     }
 
     /// What must be seen of the attention over `group`. Asked of its evictor only.
     fn evidence(&self, group: &Group) -> EvidenceKind {
         let _ = group;
         EvidenceKind::None
+    }
+
+    /// What the queries at the positions `queries` count for in the key mass of `group`; `None` if all count alike,
+    /// which is the default. Queries of weight 0 cost nothing, and a pass of nothing else is not observed.
+    fn weights(&self, group: &Group, queries: Range<usize>, prompt: usize) -> Option<Vec<f32>> {
+        let _ = (group, queries, prompt);
+        None
     }
 
     /// How the slots of `group` are stored; `None` leaves the question to others.
@@ -163,9 +256,18 @@ pub trait LayerKvPolicy: Send {
 
     /// Which tokens of `group` go. Asked before a forward pass appends (`state.incoming > 0`: make room) and after
     /// the last reader (`state.incoming == 0`: reduce). All slots of the group, so donor and readers, follow.
-    fn evict(&mut self, group: &Group, state: &GroupState) -> Eviction {
+    fn evict(&mut self, group: &Group, state: &GroupState<'_>) -> Eviction {
         let _ = (group, state);
         Eviction::Nothing
+    }
+
+    /// The cells of `group` were rearranged, by this policy's own `Keep` or for another reason: cell `i` now holds
+    /// what stood in cell `from[i]`. State by cell must follow.
+    ///
+    /// # Shapes
+    /// `from`: `[batch, kv_head, cell]`.
+    fn rearrange(&mut self, group: &Group, from: &Tensor<3, Int>) {
+        let _ = (group, from);
     }
 
     /// Forgets everything observed, for a cache that starts over.
@@ -192,11 +294,20 @@ macro_rules! forward_policy {
             fn route(&self, layer: LayerId) -> Option<Route> {
                 (**self).route(layer)
             }
-            fn budget(&self, group: &Group) -> Option<usize> {
+            fn check(&self, model: &ModelShape) -> Result<(), String> {
+                (**self).check(model)
+            }
+            fn budget(&self, group: &Group) -> Option<Budget> {
                 (**self).budget(group)
+            }
+            fn bookkeeping(&self, group: &Group) -> usize {
+                (**self).bookkeeping(group)
             }
             fn evidence(&self, group: &Group) -> EvidenceKind {
                 (**self).evidence(group)
+            }
+            fn weights(&self, group: &Group, queries: Range<usize>, prompt: usize) -> Option<Vec<f32>> {
+                (**self).weights(group, queries, prompt)
             }
             fn storage(&self, group: &Group) -> Option<Storage> {
                 (**self).storage(group)
@@ -207,8 +318,11 @@ macro_rules! forward_policy {
             fn observe(&mut self, group: &Group, reader: LayerId, evidence: &Evidence) {
                 (**self).observe(group, reader, evidence)
             }
-            fn evict(&mut self, group: &Group, state: &GroupState) -> Eviction {
+            fn evict(&mut self, group: &Group, state: &GroupState<'_>) -> Eviction {
                 (**self).evict(group, state)
+            }
+            fn rearrange(&mut self, group: &Group, from: &Tensor<3, Int>) {
+                (**self).rearrange(group, from)
             }
             fn reset(&mut self) {
                 (**self).reset()

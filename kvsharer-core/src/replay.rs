@@ -1,7 +1,7 @@
 //! Re-running calibration samples under a sharing map, from the first layer that the map changes.
 
-use crate::attend::{Fresh, MaskCache, attend};
-use crate::{Attend, CacheError, CalibrationSet, EvidenceKind, LayerId, ModelShape, Sharing};
+use crate::attend::{Fresh, MaskCache, Pass, attend};
+use crate::{Attend, CacheError, CalibrationSet, LayerId, ModelShape, Sharing};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -193,7 +193,7 @@ impl Attend for Replay<'_> {
         };
         let keys = find(&self.keys, &self.below.keys, key_donor)?;
         let values = find(&self.values, &self.below.values, value_donor)?;
-        Ok(attend(query, keys, values, &self.fresh, EvidenceKind::None, &mut self.masks).0)
+        Ok(attend(query, keys, values, &Pass::new(&self.fresh), &mut self.masks).0)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Rotary position encoding (RoFormer, arXiv 2104.09864) in the half-split layout of Llama and Hugging Face.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use crate::axis;
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use std::ops::Range;
 
 /// Rotation frequencies of one head: channel `i` is paired with channel `i + head_dim / 2` and turned by
@@ -63,19 +64,44 @@ impl Rope {
 }
 
 impl RopeTable {
+    /// Positions it has.
+    pub fn len(&self) -> usize {
+        self.cos.dims()[0]
+    }
+
+    /// Whether it has no position.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Rotates each token of each head by a position of its own, a row of this table.
+    ///
+    /// # Shapes
+    /// `x` and result `[batch, head, token, head_dim]`; `positions` `[batch, head, token]`.
+    pub fn apply_each(&self, x: Tensor<4>, positions: Tensor<3, Int>) -> Tensor<4> {
+        let [batch, heads, tokens, dim] = x.dims();
+        let rows = positions.reshape([batch * heads * tokens]);
+        let each = |table: &Tensor<2>| {
+            table.clone().select(0, rows.clone()).reshape([batch, heads, tokens, dim]).cast(x.dtype())
+        };
+        rotate(x.clone(), each(&self.cos), each(&self.sin))
+    }
+
     /// Rotates queries or keys, each token by the position in its row of the table (one row serves all tokens).
     ///
     /// # Shapes
     /// `x` and result: `[batch, head, token, head_dim]`.
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
-        let [batch, heads, tokens, dim] = x.dims();
         let dtype = x.dtype();
-        let half = dim / 2;
-        let left = x.clone().slice([0..batch, 0..heads, 0..tokens, 0..half]);
-        let right = x.clone().slice([0..batch, 0..heads, 0..tokens, half..dim]);
-        let turned = Tensor::cat(vec![right.neg(), left], 3);
-        let cos = self.cos.clone().cast(dtype).unsqueeze::<4>();
-        let sin = self.sin.clone().cast(dtype).unsqueeze::<4>();
-        x * cos + turned * sin
+        let row = |table: &Tensor<2>| table.clone().cast(dtype).unsqueeze::<4>();
+        rotate(x, row(&self.cos), row(&self.sin))
     }
+}
+
+fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
+    let half = x.dims()[axis::DIM] / 2;
+    let left = x.clone().slice_dim(axis::DIM, 0..half);
+    let right = x.clone().slice_dim(axis::DIM, half..2 * half);
+    let turned = Tensor::cat(vec![right.neg(), left], axis::DIM);
+    x * cos + turned * sin
 }

@@ -1,7 +1,7 @@
 //! The buffers of a plan: allocated once, written in place, read without a copy.
 
-use crate::{Kv, Plan, SlotId, axis};
-use burn::tensor::{DType, Device, Int, Tensor};
+use crate::{Kv, Lengths, Plan, QuantisedBuffer, SlotId, Storage, axis};
+use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor};
 use std::ops::Range;
 
 /// Keys and values of a plan, one buffer `[batch, kv_head, capacity, head_dim]` a slot.
@@ -12,12 +12,18 @@ pub struct Store {
 
 #[derive(Debug)]
 struct SlotBuffer {
-    /// Taken out while it is written, so that the write finds the only handle and happens in place.
-    buffer: Option<Tensor<4>>,
-    /// Old cells and the new tokens, while they do not fit the buffer; gone after the last reader.
+    cells: Cells,
+    /// Old cells and the new tokens, while they do not fit the buffer or the prompt is not complete.
     in_flight: Option<Tensor<4>>,
     /// Unturned keys of the sinks, `[batch, kv_head, sink, head_dim]`, under cache-slot positions.
     originals: Option<Tensor<4>>,
+}
+
+#[derive(Debug)]
+enum Cells {
+    /// Taken out while it is written, so that the write finds the only handle and happens in place.
+    Full(Option<Tensor<4>>),
+    Quantised(QuantisedBuffer),
 }
 
 /// Which cells stay when a slot is compacted.
@@ -30,15 +36,21 @@ pub(crate) enum Kept {
 }
 
 impl Store {
-    /// Allocates everything `plan` needs for `batch` sequences of up to `tokens` tokens: [`Plan::bytes`] bytes.
-    pub fn allocate(plan: &Plan, batch: usize, tokens: usize, dtype: DType, device: &Device) -> Self {
+    /// Allocates everything `plan` needs for `batch` sequences of these lengths: [`Plan::bytes`] bytes.
+    pub fn allocate(plan: &Plan, batch: usize, lengths: impl Into<Lengths>, dtype: DType, device: &Device) -> Self {
+        let lengths = lengths.into();
         let slots = plan.slots().iter().map(|slot| {
             let group = plan.group(slot.group);
-            let zeros =
-                |cells| Tensor::zeros([batch, slot.shape.kv_heads, cells, slot.shape.head_dim], (device, dtype));
-            let sinks = group.original_sinks(tokens);
+            let shape = |cells| [batch, slot.shape.kv_heads, cells, slot.shape.head_dim];
+            let zeros = |cells| Tensor::zeros(shape(cells), (device, dtype));
+            let (capacity, sinks) = (group.capacity(lengths), group.original_sinks(lengths));
             SlotBuffer {
-                buffer: Some(zeros(group.capacity(tokens))),
+                cells: match group.storage {
+                    Storage::Full => Cells::Full(Some(zeros(capacity))),
+                    Storage::Quantised(codec) => {
+                        Cells::Quantised(QuantisedBuffer::allocate(slot.kind, codec, shape(capacity), dtype, device))
+                    }
+                },
                 in_flight: None,
                 originals: (slot.kind == Kv::Key && sinks > 0).then(|| zeros(sinks)),
             }
@@ -49,27 +61,42 @@ impl Store {
     /// Bytes of all buffers, counted from the tensors themselves; tokens in flight are counted while they fly.
     pub fn bytes(&self) -> usize {
         let tensors = |slot: &SlotBuffer| {
-            let all = [&slot.buffer, &slot.in_flight, &slot.originals];
-            all.into_iter().flatten().map(tensor_bytes).sum::<usize>()
+            let cells = match &slot.cells {
+                Cells::Full(buffer) => buffer.as_ref().map_or(0, tensor_bytes),
+                Cells::Quantised(buffer) => buffer.bytes(),
+            };
+            cells + [&slot.in_flight, &slot.originals].into_iter().flatten().map(tensor_bytes).sum::<usize>()
         };
         self.slots.iter().map(tensors).sum()
     }
 
-    /// The first `len` cells of a slot, or all cells in flight.
+    /// The first `len` cells of a slot, or all cells in flight; of a quantised slot, a copy.
     ///
     /// # Shapes
     /// Result: `[batch, kv_head, len, head_dim]`.
     pub fn view(&self, slot: SlotId, len: usize) -> Tensor<4> {
         let slot = &self.slots[slot.0];
-        match &slot.in_flight {
-            Some(in_flight) => in_flight.clone(),
-            None => slot.stored().clone().slice_dim(axis::CELL, 0..len),
+        match (&slot.in_flight, &slot.cells) {
+            (Some(in_flight), _) => in_flight.clone(),
+            (None, Cells::Full(_)) => slot.stored().clone().slice_dim(axis::CELL, 0..len),
+            (None, Cells::Quantised(buffer)) => buffer.view(),
         }
     }
 
-    /// Writes the tokens of `values` into `cells`, one cell a token, in place.
+    /// Cells of a slot that stand quantised: the first ones.
+    pub(crate) fn quantised(&self, slot: SlotId) -> usize {
+        match &self.slots[slot.0].cells {
+            Cells::Full(_) => 0,
+            Cells::Quantised(buffer) => buffer.quantised(),
+        }
+    }
+
+    /// Writes the tokens of `values` into `cells`, one cell a token, in place; into a quantised slot, behind the last.
     pub(crate) fn write(&mut self, slot: SlotId, cells: &[usize], values: Tensor<4>) {
         let slot = &mut self.slots[slot.0];
+        if let Cells::Quantised(buffer) = &mut slot.cells {
+            return buffer.append(values);
+        }
         let mut written = 0;
         for run in runs(cells) {
             let tokens = written..written + run.len();
@@ -80,7 +107,19 @@ impl Store {
         }
     }
 
-    /// Holds the first `len` stored cells and `values` behind them in full, until they [land](Self::land).
+    /// Writes the tokens of `values` into cells of their own in each row and head, in place.
+    ///
+    /// # Shapes
+    /// `cells` `[batch, kv_head, token]`, `values` `[batch, kv_head, token, head_dim]`.
+    pub(crate) fn scatter(&mut self, slot: SlotId, cells: Tensor<3, Int>, values: Tensor<4>) {
+        if let Cells::Full(buffer) = &mut self.slots[slot.0].cells {
+            let index = cells.unsqueeze_dim::<4>(3).expand(values.dims());
+            *buffer = buffer.take().map(|b| b.scatter(axis::CELL, index, values, IndexingUpdateOp::Assign));
+        }
+    }
+
+    /// Holds the first `len` stored cells (or what is in flight already) and `values` behind them in full, until they
+    /// [land](Self::land).
     pub(crate) fn fly(&mut self, slot: SlotId, len: usize, values: Tensor<4>) {
         let all = match len {
             0 => values,
@@ -96,7 +135,7 @@ impl Store {
         let flying = self.slots[slot.0].in_flight.take().is_some();
         let [batch, heads, _, dim] = all.dims();
         let front = match kept {
-            Kept::Cells(cells) if cells.is_empty() => return,
+            Kept::Cells(cells) if cells.is_empty() => return self.slots[slot.0].forget(),
             Kept::Cells(cells) => {
                 let parts = runs(cells).map(|run| all.clone().slice_dim(axis::CELL, run)).collect();
                 Tensor::cat(parts, axis::CELL)
@@ -113,7 +152,7 @@ impl Store {
         if flying {
             slot.in_flight = Some(front);
         } else {
-            slot.assign(0..front.dims()[axis::CELL], front);
+            slot.replace(front);
         }
     }
 
@@ -121,16 +160,23 @@ impl Store {
     pub(crate) fn land(&mut self, slot: SlotId) {
         let slot = &mut self.slots[slot.0];
         if let Some(tokens) = slot.in_flight.take() {
-            slot.assign(0..tokens.dims()[axis::CELL], tokens);
+            slot.replace(tokens);
         }
     }
 
     /// Saves the keys in `cells` as the sinks' originals, before they are turned for the first time.
     pub(crate) fn save_sinks(&mut self, slot: SlotId, cells: &[usize]) {
-        let slot_buffer = &self.slots[slot.0];
-        let all = slot_buffer.in_flight.as_ref().unwrap_or(slot_buffer.stored());
+        let all = self.view(slot, cells.iter().max().map_or(0, |last| last + 1));
         let parts = runs(cells).map(|run| all.clone().slice_dim(axis::CELL, run)).collect();
         self.slots[slot.0].originals = Some(Tensor::cat(parts, axis::CELL));
+    }
+
+    /// Forgets all tokens.
+    pub(crate) fn clear(&mut self) {
+        for slot in &mut self.slots {
+            slot.in_flight = None;
+            slot.forget();
+        }
     }
 
     /// The sinks' original keys of a slot.
@@ -141,13 +187,34 @@ impl Store {
 
 impl SlotBuffer {
     fn stored(&self) -> &Tensor<4> {
-        self.buffer.as_ref().expect("a buffer is away only inside `assign`")
+        match &self.cells {
+            Cells::Full(buffer) => buffer.as_ref().expect("a buffer is away only while it is written"),
+            Cells::Quantised(_) => unreachable!("quantised cells are read through `QuantisedBuffer::view`"),
+        }
+    }
+
+    fn forget(&mut self) {
+        if let Cells::Quantised(buffer) = &mut self.cells {
+            buffer.clear();
+        }
+    }
+
+    /// Makes `values` the first cells.
+    fn replace(&mut self, values: Tensor<4>) {
+        match &mut self.cells {
+            Cells::Full(_) => self.assign(0..values.dims()[axis::CELL], values),
+            // What stood there keeps its codes where it stays in place.
+            Cells::Quantised(buffer) => buffer.replace(values, true),
+        }
     }
 
     fn assign(&mut self, cells: Range<usize>, values: Tensor<4>) {
-        let buffer = self.buffer.take().expect("a buffer is away only inside `assign`");
-        let [batch, heads, _, dim] = buffer.dims();
-        self.buffer = Some(buffer.slice_assign([0..batch, 0..heads, cells, 0..dim], values));
+        if let Cells::Full(buffer) = &mut self.cells {
+            *buffer = buffer.take().map(|buffer| {
+                let [batch, heads, _, dim] = buffer.dims();
+                buffer.slice_assign([0..batch, 0..heads, cells, 0..dim], values)
+            });
+        }
     }
 }
 

@@ -67,7 +67,7 @@ impl ToyModel {
 
     /// Options for a cache of this model.
     pub fn cache_options(&self, batch: usize, tokens: usize) -> CacheOptions {
-        CacheOptions { batch, tokens, dtype: DType::F32, rope: Some(self.rope.clone()) }
+        CacheOptions { batch, tokens, prompt: None, dtype: DType::F32, rope: Some(self.rope.clone()) }
     }
 
     /// Runs `tokens[batch][token]` through the cache in chunks of the given lengths; returns the final states
@@ -76,10 +76,24 @@ impl ToyModel {
     /// # Errors
     /// Whatever the cache refuses.
     pub fn run(&self, tokens: &[Vec<u32>], chunks: &[usize], cache: &mut Cache<'_>) -> Result<Tensor<3>, CacheError> {
+        self.run_padded(tokens, &[], chunks, cache)
+    }
+
+    /// [`run`](Self::run) with rows that start with padding, see [`Cache::begin_padded`].
+    ///
+    /// # Errors
+    /// Whatever the cache refuses.
+    pub fn run_padded(
+        &self,
+        tokens: &[Vec<u32>],
+        padding: &[usize],
+        chunks: &[usize],
+        cache: &mut Cache<'_>,
+    ) -> Result<Tensor<3>, CacheError> {
         let mut outputs = Vec::new();
         let mut start = 0;
         for &chunk in chunks {
-            cache.begin(chunk)?;
+            cache.begin_padded(chunk, if start == 0 { padding } else { &[] })?;
             outputs.push(self.forward(tokens, start..start + chunk, cache)?);
             start += chunk;
         }

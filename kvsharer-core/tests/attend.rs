@@ -1,7 +1,7 @@
 //! Attention and its evidence against a plain f64 reference on the host.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use kvsharer_core::{Evidence, EvidenceKind, Fresh, MaskCache, attend};
+use kvsharer_core::{Evidence, EvidenceKind, Fresh, MaskCache, Pass, attend};
 
 const DIM: usize = 4;
 
@@ -65,10 +65,11 @@ impl Case {
         (weights, output)
     }
 
-    fn run(&self, kind: EvidenceKind) -> (Vec<f32>, Option<Evidence>) {
+    fn run(&self, evidence: EvidenceKind, weights: Option<&[f32]>) -> (Vec<f32>, Option<Evidence>) {
         let [q, k, v] =
             self.tensors().map(|(data, shape)| Tensor::<4>::from_data(TensorData::new(data, shape), &Device::flex()));
-        let (output, evidence) = attend(q, k, v, &self.fresh, kind, &mut MaskCache::default());
+        let pass = Pass { evidence, weights, ..Pass::new(&self.fresh) };
+        let (output, evidence) = attend(q, k, v, &pass, &mut MaskCache::default());
         (output.try_into_vec_as::<f32>().unwrap(), evidence)
     }
 }
@@ -97,8 +98,8 @@ fn close(found: &[f32], expected: &[f64], tolerance: f64) {
 fn every_path_gives_the_reference_output() {
     for case in cases() {
         let (_, expected) = case.reference();
-        for kind in [EvidenceKind::None, EvidenceKind::KeyMass, EvidenceKind::LastQueries(3)] {
-            close(&case.run(kind).0, &expected, 2e-5);
+        for kind in [EvidenceKind::None, EvidenceKind::KeyMass, EvidenceKind::Keys] {
+            close(&case.run(kind, None).0, &expected, 2e-5);
         }
     }
 }
@@ -111,21 +112,33 @@ fn key_mass_is_the_column_sum_of_all_softmax_rows() {
             .chunks(case.fresh.len())
             .flat_map(|head| (0..case.cells).map(|cell| head.iter().map(|row| row[cell]).sum()).collect::<Vec<f64>>())
             .collect();
-        let Some(Evidence::KeyMass(mass)) = case.run(EvidenceKind::KeyMass).1 else { panic!("no key mass") };
+        let Some(Evidence::KeyMass(mass)) = case.run(EvidenceKind::KeyMass, None).1 else { panic!("no key mass") };
         assert_eq!(mass.dims(), [case.batch, case.kv_heads, case.group, case.cells]);
         close(&mass.try_into_vec_as::<f32>().unwrap(), &expected, 1e-3);
     }
 }
 
 #[test]
-fn last_queries_are_the_last_softmax_rows_or_all_there_are() {
+fn weights_make_key_mass_a_weighted_sum_of_rows_and_queries_without_weight_are_not_observed() {
     for case in cases() {
-        let (rows, _) = case.reference();
-        let last = 3.min(case.fresh.len());
-        let expected: Vec<f64> =
-            rows.chunks(case.fresh.len()).flat_map(|head| head[head.len() - last..].concat()).collect();
-        let Some(Evidence::LastQueries(found)) = case.run(EvidenceKind::LastQueries(3)).1 else { panic!("no rows") };
-        assert_eq!(found.dims(), [case.batch, case.kv_heads, case.group, last, case.cells]);
-        close(&found.try_into_vec_as::<f32>().unwrap(), &expected, 2e-5);
+        let (rows, output) = case.reference();
+        let tokens = case.fresh.len();
+        // Only the last three queries count, each differently.
+        let weights: Vec<f32> = (0..tokens).map(|i| if i + 3 < tokens { 0.0 } else { 1.0 + i as f32 / 2.0 }).collect();
+        let weighted = |head: &[Vec<f64>], cell: usize| -> f64 {
+            head.iter().zip(&weights).map(|(row, weight)| row[cell] * f64::from(*weight)).sum()
+        };
+        let heads = rows.chunks(tokens);
+        let expected: Vec<f64> = heads
+            .flat_map(|head| (0..case.cells).map(move |cell| (head, cell)))
+            .map(|(head, cell)| weighted(head, cell))
+            .collect();
+        let (found, evidence) = case.run(EvidenceKind::KeyMass, Some(&weights));
+        close(&found, &output, 2e-5);
+        let Some(Evidence::KeyMass(mass)) = evidence else { panic!("no key mass") };
+        close(&mass.try_into_vec_as::<f32>().unwrap(), &expected, 1e-2);
+        let (found, evidence) = case.run(EvidenceKind::KeyMass, Some(&vec![0.0; tokens]));
+        close(&found, &output, 2e-5);
+        assert!(evidence.is_none());
     }
 }

@@ -137,7 +137,7 @@ fn eight_of_thirty_shared_layers_cost_22_thirtieths() {
     let shared = Plan::new(&shape, &Stack::new().with(sharing.clone())).unwrap();
     assert_eq!(full.bytes(2, 2048, 4), 2 * 30 * 2 * 3 * 64 * 2048 * 4);
     assert_eq!(shared.bytes(2, 2048, 4) * 30, full.bytes(2, 2048, 4) * 22);
-    let options = CacheOptions { batch: 2, tokens: 64, dtype: DType::F32, rope: None };
+    let options = CacheOptions { batch: 2, tokens: 64, prompt: None, dtype: DType::F32, rope: None };
     let cache = Cache::new(&shape, Stack::new().with(sharing), options, &Device::flex()).unwrap();
     assert_eq!(cache.bytes(), shared.bytes(2, 64, 4));
 }

@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use kvsharer_core::testing::{ToyModel, toy_tokens};
 use kvsharer_core::{
-    Cache, CacheError, Eviction, Evidence, EvidenceKind, Group, GroupState, KeptTokens, LayerId, LayerKvPolicy,
+    Budget, Cache, CacheError, Eviction, Evidence, EvidenceKind, Group, GroupState, KeptTokens, LayerId, LayerKvPolicy,
     Positions, SearchModel, Sharing, Stack,
 };
 
@@ -18,8 +18,8 @@ impl LayerKvPolicy for HeavyHitters {
     fn name(&self) -> String {
         "heavy-hitters".into()
     }
-    fn budget(&self, _group: &Group) -> Option<usize> {
-        Some(self.budget + 1)
+    fn budget(&self, _group: &Group) -> Option<Budget> {
+        Some((self.budget + 1).into())
     }
     fn evidence(&self, _group: &Group) -> EvidenceKind {
         EvidenceKind::KeyMass
@@ -33,7 +33,7 @@ impl LayerKvPolicy for HeavyHitters {
             _ => mass,
         });
     }
-    fn evict(&mut self, _group: &Group, state: &GroupState) -> Eviction {
+    fn evict(&mut self, _group: &Group, state: &GroupState<'_>) -> Eviction {
         if state.incoming > 0 || state.len <= self.budget {
             return Eviction::Nothing;
         }
@@ -80,20 +80,27 @@ impl LayerKvPolicy for Answer {
     fn name(&self) -> String {
         "answer".into()
     }
-    fn budget(&self, _group: &Group) -> Option<usize> {
-        Some(4)
+    fn budget(&self, _group: &Group) -> Option<Budget> {
+        Some(4.into())
     }
     fn positions(&self, _group: &Group) -> Positions {
         self.1
     }
-    fn evict(&mut self, _group: &Group, state: &GroupState) -> Eviction {
+    fn evict(&mut self, _group: &Group, state: &GroupState<'_>) -> Eviction {
         if state.incoming > 0 { Eviction::Nothing } else { self.0.clone() }
     }
 }
 
+fn cells(batch: usize, heads: usize, count: usize) -> Tensor<3, Int> {
+    Tensor::from_data(TensorData::new(vec![0_i64; batch * heads * count], [batch, heads, count]), &Device::flex())
+}
+
 fn keep(batch: usize, heads: usize, kept: usize) -> Eviction {
-    let cells = TensorData::new(vec![0_i64; batch * heads * kept], [batch, heads, kept]);
-    Eviction::Keep(Tensor::<3, Int>::from_data(cells, &Device::flex()))
+    Eviction::Keep(cells(batch, heads, kept))
+}
+
+fn drop_cells(batch: usize, heads: usize, dropped: usize) -> Eviction {
+    Eviction::Drop(cells(batch, heads, dropped))
 }
 
 #[test]
@@ -105,7 +112,7 @@ fn answers_that_cannot_be_carried_out_are_errors_that_name_the_policy() {
         (Eviction::Span { start: 2, end: 9 }, Positions::Original, "evicts tokens 2..9 of 6"),
         (Eviction::Span { start: 5, end: 2 }, Positions::Original, "evicts tokens 5..2 of 6"),
         (Eviction::Span { start: 0, end: 2 }, slots, "a span must start behind the 1 sinks"),
-        (keep(1, 2, 3), slots, "cache-slot positions do not support"),
+        (drop_cells(2, 2, 1), Positions::Original, "drops [2, 2, 1] of 6 cells"),
         (keep(2, 2, 3), Positions::Original, "keeps [2, 2, 3] of 6 cells"),
         (keep(1, 2, 7), Positions::Original, "keeps [1, 2, 7] of 6 cells"),
     ] {

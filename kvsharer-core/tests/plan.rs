@@ -1,7 +1,7 @@
 //! Plans: routes of any policy are either refused with the reason or give a valid plan.
 
 use kvsharer_core::{
-    Group, Kv, KvShape, LayerId, LayerKvPolicy, ModelShape, Plan, PlanError, Route, Sharing, Source, Stack,
+    Budget, Group, Kv, KvShape, LayerId, LayerKvPolicy, ModelShape, Plan, PlanError, Route, Sharing, Source, Stack,
 };
 use proptest::prelude::*;
 
@@ -18,14 +18,14 @@ impl LayerKvPolicy for Routes {
 }
 
 /// Evicts to a fixed number of tokens.
-struct Budget(usize);
+struct Bounded(usize);
 
-impl LayerKvPolicy for Budget {
+impl LayerKvPolicy for Bounded {
     fn name(&self) -> String {
         format!("budget:{}", self.0)
     }
-    fn budget(&self, _group: &Group) -> Option<usize> {
-        Some(self.0)
+    fn budget(&self, _group: &Group) -> Option<Budget> {
+        Some(self.0.into())
     }
 }
 
@@ -70,23 +70,23 @@ fn layers_of_other_shapes_or_windows_cannot_borrow() {
 
 #[test]
 fn a_budget_bounds_the_bytes_and_nothing_is_not_a_budget() {
-    let plan = Plan::new(&shape(3), &Stack::new().with(Budget(10))).unwrap();
+    let plan = Plan::new(&shape(3), &Stack::new().with(Bounded(10))).unwrap();
     let cell = 2 * 4 * 4;
     assert_eq!(plan.bytes(1, 100, 4), 6 * 10 * cell);
     assert_eq!(plan.bytes(1, 7, 4), 6 * 7 * cell);
     // While the first layer prefills 100 tokens, its keys and values are held in full beside the buffers.
     assert_eq!(plan.prefill_peak_bytes(1, 100, 100, 4), 6 * 10 * cell + 2 * 100 * cell);
-    let error = Plan::new(&shape(3), &Stack::new().with(Budget(0))).unwrap_err();
+    let error = Plan::new(&shape(3), &Stack::new().with(Bounded(0))).unwrap_err();
     assert!(matches!(error, PlanError::EmptyBudget { .. }), "{error}");
 }
 
 #[test]
 fn boxed_and_borrowed_policies_answer_as_themselves() {
-    let mut mine = Budget(5);
+    let mut mine = Bounded(5);
     let boxed: Box<dyn LayerKvPolicy> = Box::new(Sharing::both([(2, 1)]).unwrap());
     let plan = Plan::new(&shape(3), &Stack::new().with(boxed).with(&mut mine)).unwrap();
     assert_eq!(plan.slots().len(), 4);
-    assert!(plan.groups().iter().all(|group| group.budget == Some(5)));
+    assert!(plan.groups().iter().all(|group| group.capacity(100) == 5));
 }
 
 fn any_source() -> impl Strategy<Value = Source> {

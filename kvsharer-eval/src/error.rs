@@ -22,10 +22,12 @@ pub enum EvalError {
     #[error(transparent)]
     Cache(#[from] CacheError),
     /// A text without a token to predict.
-    #[error("the text has {tokens} tokens: perplexity needs at least 2, the first is not predicted")]
+    #[error("the text has {tokens} tokens: perplexity needs at least {least}, of which the last is predicted")]
     TextTooShort {
         /// Tokens of the text.
         tokens: usize,
+        /// Tokens of the shortest text that can be scored.
+        least: usize,
     },
     /// A window without a token to predict.
     #[error("a window of {window} tokens predicts nothing: use at least 2")]
@@ -33,14 +35,45 @@ pub enum EvalError {
         /// Tokens of the window.
         window: usize,
     },
+    /// A memory budget without the one policy that it could set.
+    #[error(
+        "`{policies}` has {found} policies with a budget to solve for, one is needed: give one of streaming-llm, window, h2o, snapkv, pyramidkv, tova, knorm, random"
+    )]
+    NothingToSolve {
+        /// The policies.
+        policies: String,
+        /// How many of them have a budget.
+        found: usize,
+    },
+    /// A memory budget that no budget of the policy fits.
+    #[error("`{policy}` does not fit {bytes} bytes: the smallest budget takes {needed}")]
+    BudgetTooSmall {
+        /// The policy.
+        policy: String,
+        /// The memory budget.
+        bytes: usize,
+        /// Bytes of the smallest plan.
+        needed: usize,
+    },
+    /// A prefill that leaves no token to predict.
+    #[error("a prefill of {prefill} tokens leaves nothing to predict in a window of {window}: use fewer")]
+    PrefillTooLong {
+        /// Tokens of the prefill.
+        prefill: usize,
+        /// Tokens of a document.
+        window: usize,
+    },
+    /// A batch without documents.
+    #[error("a batch of 0 documents scores nothing: use at least 1")]
+    EmptyBatch,
     /// A result that is no number.
     #[error(
         "the model gives no finite probability at token {token} of window {window}: its weights or dtype are broken"
     )]
     NotFinite {
-        /// Index of the window.
+        /// Index of the window or document.
         window: usize,
-        /// Index of the predicted token in the window.
+        /// Index of the predicted token in it.
         token: usize,
     },
 }

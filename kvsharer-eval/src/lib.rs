@@ -7,14 +7,16 @@ mod error;
 mod perplexity;
 mod results;
 mod share;
+mod solve;
 mod speed;
 mod stack;
 pub mod texts;
 
 pub use error::EvalError;
-pub use perplexity::{Perplexity, PerplexityOptions, perplexity};
+pub use perplexity::{Perplexity, PerplexityOptions, StepwiseOptions, perplexity, stepwise};
 pub use results::{Metric, Results, TaskResult};
 pub use share::{BadShare, Share};
+pub use solve::{Solved, Target, solve_budget};
 pub use speed::{DecodeSpeed, Spread, decode_speed};
 pub use stack::build_stack;
 

@@ -23,7 +23,7 @@ pub struct TaskResult {
     pub limit: Option<usize>,
     /// Scores by name.
     pub metrics: BTreeMap<String, Metric>,
-    /// Items scored (windows, for perplexity).
+    /// Items scored (windows or documents).
     pub items: usize,
     /// Tokens predicted.
     pub tokens: usize,
@@ -31,10 +31,14 @@ pub struct TaskResult {
     pub truncated: usize,
     /// SHA-256 of the file.
     pub text_hash: String,
-    /// Tokens of a window.
+    /// Tokens of a window or document.
     pub window: usize,
     /// Tokens of a forward pass.
     pub chunk: usize,
+    /// First tokens of a document that ran in one pass and were not scored.
+    pub prefill: usize,
+    /// Items that went through one cache at once, at most.
+    pub batch: usize,
     /// Whether the score sees what the stack evicts; true if it evicts nothing.
     pub sees_evictions: bool,
 }

@@ -56,7 +56,11 @@ const ROWS: &[Row] = &[
         "both `streaming-llm:sinks=4,window=508` and `streaming-llm:sinks=4,window=8` evict",
     ),
     ("no task", &["eval", "-m", "TINY"], "--task <NAME=PATH>"),
-    ("unknown task", &["eval", "-m", "TINY", "--task", "magic=TEXT"], "no task `magic`: known is perplexity"),
+    (
+        "unknown task",
+        &["eval", "-m", "TINY", "--task", "magic=TEXT"],
+        "no task `magic`: known are perplexity and stepwise",
+    ),
     ("task without path", &["eval", "-m", "TINY", "--task", "perplexity"], "expected NAME=PATH"),
     ("task with an empty path", &["eval", "-m", "TINY", "--task", "perplexity="], "expected NAME=PATH"),
     (

@@ -269,10 +269,12 @@ fn fill_with_nan(model: &Path, tensor: &str) {
 fn weights_without_finite_probabilities_have_no_perplexity() {
     let (work, model) = (folder(), hugging_face());
     fill_with_nan(model.path(), "model.norm.weight");
-    let task = format!("perplexity={}", write(work.path(), "text.txt", "a text of plain words"));
+    let text = write(work.path(), "text.txt", "a text of plain words");
     let path = model.path().to_str().expect("a UTF-8 path");
-    run(work.path(), &["eval", "-m", path, "--task", &task, "--json"])
-        .fails(1, "no finite probability at token 1 of window 0");
+    for task in ["perplexity", "stepwise"] {
+        run(work.path(), &["eval", "-m", path, "--task", &format!("{task}={text}"), "--json"])
+            .fails(1, "no finite probability at token 1 of window 0");
+    }
 }
 
 #[test]

@@ -73,7 +73,7 @@ impl Decoder {
 
     /// Options for a cache that fits this model.
     pub fn cache_options(&self, batch: usize, tokens: usize) -> CacheOptions {
-        CacheOptions { batch, tokens, dtype: self.dtype(), rope: Some(self.rope.clone()) }
+        CacheOptions { batch, tokens, prompt: None, dtype: self.dtype(), rope: Some(self.rope.clone()) }
     }
 
     /// Runs new tokens, one row a sequence, through all layers and the final norm.
@@ -88,12 +88,36 @@ impl Decoder {
         if tokens == 0 || rows.iter().any(|row| row.len() != tokens) {
             return Err(ModelError::EmptyPrompt);
         }
-        let vocab = self.config.vocab;
+        self.run(rows, &[], cache)
+    }
+
+    /// Runs prompts of different lengths: shorter rows are padded in front, and the last state of every row is that of
+    /// its last token. Only into an empty cache.
+    ///
+    /// # Shapes
+    /// `rows`: `[batch][token]`; result `[batch, longest row, hidden]`, of which the padding means nothing.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_padded(&self, rows: &[&[u32]], cache: &mut Cache<'_>) -> Result<Tensor<3>, ModelError> {
+        let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);
+        if rows.iter().any(|row| row.is_empty()) || longest == 0 {
+            return Err(ModelError::EmptyPrompt);
+        }
+        let padding: Vec<usize> = rows.iter().map(|row| longest - row.len()).collect();
+        let padded: Vec<Vec<u32>> =
+            rows.iter().zip(&padding).map(|(row, &pad)| [&vec![0; pad], *row].concat()).collect();
+        let padded: Vec<&[u32]> = padded.iter().map(Vec::as_slice).collect();
+        self.run(&padded, &padding, cache)
+    }
+
+    fn run(&self, rows: &[&[u32]], padding: &[usize], cache: &mut Cache<'_>) -> Result<Tensor<3>, ModelError> {
+        let (tokens, vocab) = (rows[0].len(), self.config.vocab);
         let ids: Vec<i64> = rows.iter().flat_map(|row| row.iter().map(|&id| i64::from(id))).collect();
         if let Some(&id) = ids.iter().find(|&&id| id >= vocab as i64) {
             return Err(ModelError::TokenOutOfRange { id: id as u32, vocab });
         }
-        cache.begin(tokens)?;
+        cache.begin_padded(tokens, padding)?;
         let ids = Tensor::from_data(TensorData::new(ids, [rows.len(), tokens]), &self.device());
         let mut hidden = self.embed(ids);
         for layer in self.shape.ids() {

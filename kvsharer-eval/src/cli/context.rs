@@ -6,8 +6,8 @@ use super::output::spinner;
 use burn::tensor::{DType, Device};
 use clap::{Args, ValueEnum};
 use kvsharer_compress::parse_policy;
-use kvsharer_core::{Plan, Sharing, Stack, Strategy};
-use kvsharer_eval::build_stack;
+use kvsharer_core::{Budget, Plan, Sharing, Stack, Strategy};
+use kvsharer_eval::{Target, build_stack, solve_budget};
 use kvsharer_models::{
     CatalogueEntry, DEFAULT_MODEL, Decoder, ModelFiles, catalogue, fetch_model, fetched, open_model,
 };
@@ -171,14 +171,26 @@ impl StackPlan {
         Ok(Self { sharing, specs, plan, names })
     }
 
+    /// The same with the budget of the evicting policy that fits `target`.
+    pub(super) fn solved(self, files: &ModelFiles, target: Target) -> Result<Self, CliError> {
+        let solved = solve_budget(&files.shape(), self.sharing.as_ref(), &self.specs, target)?;
+        Self::new(self.sharing, solved.policies, files)
+    }
+
     /// The stack, anew.
     pub(super) fn stack(&self) -> Result<Stack<'static>, kvsharer_eval::EvalError> {
         build_stack(self.sharing.as_ref(), &self.specs)
     }
 
+    /// Whether a policy reduces prompts only, or by a share of their length.
+    pub(super) fn depends_on_prompt(&self) -> bool {
+        let depends = |budget: &Budget| budget.grows() || budget.kept(64) != budget.kept(1 << 20);
+        self.plan.groups().iter().flat_map(|group| &group.budgets).any(depends)
+    }
+
     /// Whether anything is ever evicted.
     pub(super) fn evicts(&self) -> bool {
-        self.plan.groups().iter().any(|group| group.budget.is_some())
+        self.plan.groups().iter().any(|group| !group.budgets.is_empty())
     }
 }
 

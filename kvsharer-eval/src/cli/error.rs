@@ -56,7 +56,11 @@ impl From<EvalError> for CliError {
             EvalError::Model(error) => error.into(),
             EvalError::Spec(error) => error.into(),
             EvalError::Plan(error) => error.into(),
-            EvalError::WindowTooShort { .. } => Self::usage(error),
+            EvalError::WindowTooShort { .. }
+            | EvalError::PrefillTooLong { .. }
+            | EvalError::EmptyBatch
+            | EvalError::NothingToSolve { .. }
+            | EvalError::BudgetTooSmall { .. } => Self::usage(error),
             other => Self::failure(other),
         }
     }

@@ -1,18 +1,18 @@
 //! `kvsharer eval`.
 
+mod task;
+
 use super::Global;
-use super::context::{ModelArg, StackArgs, StackPlan, check_output, load, read_text};
+use super::context::{ModelArg, StackArgs, check_output, load, read_text};
 use super::error::CliError;
-use super::output::{bar, complain, emit, emit_json, human_bytes, table};
+use super::output::{complain, emit, emit_json, human_bytes, table};
 use clap::Args;
 use kvsharer_core::{hex, write_atomically};
-use kvsharer_eval::{Metric, PerplexityOptions, Results, TaskResult, perplexity};
-use kvsharer_models::{Decoder, ModelTokenizer};
+use kvsharer_eval::{PerplexityOptions, Results, StepwiseOptions};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::PathBuf;
 use std::time::Instant;
+use task::{Protocol, TaskArg, run_task};
 
 /// Options of `eval`.
 #[derive(Args)]
@@ -21,16 +21,24 @@ pub(super) struct EvalArgs {
     model: ModelArg,
     #[command(flatten)]
     stack: StackArgs,
-    /// What to measure as NAME=PATH; may be repeated. Known: perplexity=TEXTFILE
+    /// What to measure as NAME=PATH; may be repeated. Known: perplexity=TEXTFILE by windows, stepwise=TEXTFILE by
+    /// documents that run token by token, so that every eviction counts
     #[arg(long = "task", required = true, value_name = "NAME=PATH")]
     tasks: Vec<TaskArg>,
-    /// Tokens of a perplexity window
+    /// Tokens of a window or document
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(2..))]
     window: u32,
-    /// Tokens of a forward pass: evictions between passes count. 0 runs a window at once, which sees no eviction
+    /// Task perplexity: tokens of a forward pass; evictions between passes count. 0 runs a window at once, which sees
+    /// no eviction
     #[arg(long, default_value_t = 0)]
     chunk: u32,
-    /// The first windows only
+    /// Task stepwise: first tokens of a document that run in one pass, as a prompt does, and are not scored
+    #[arg(long, default_value_t = 0)]
+    prefill: u32,
+    /// Task stepwise: documents that go through one cache at once
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    batch: u32,
+    /// The first windows or documents only
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
     /// Where to write the results
@@ -38,25 +46,44 @@ pub(super) struct EvalArgs {
     output: Option<PathBuf>,
 }
 
-/// A task as typed.
-#[derive(Clone)]
-enum TaskArg {
-    Perplexity(PathBuf),
-}
+impl EvalArgs {
+    fn limit(&self) -> Option<usize> {
+        self.limit.map(|limit| limit as usize)
+    }
 
-impl FromStr for TaskArg {
-    type Err = String;
+    fn windows(&self) -> PerplexityOptions {
+        PerplexityOptions { window: self.window as usize, chunk: self.chunk as usize, limit: self.limit() }
+    }
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once('=') {
-            Some(("perplexity", path)) if !path.is_empty() => Ok(Self::Perplexity(path.into())),
-            Some((name, path)) if !path.is_empty() => Err(format!("no task `{name}`: known is perplexity")),
-            _ => Err("expected NAME=PATH, such as perplexity=text.txt".into()),
+    fn stepwise(&self) -> StepwiseOptions {
+        StepwiseOptions {
+            document: self.window as usize,
+            prefill: self.prefill as usize,
+            batch: self.batch as usize,
+            limit: self.limit(),
         }
+    }
+
+    fn has(&self, protocol: Protocol) -> bool {
+        self.tasks.iter().any(|task| task.protocol == protocol)
+    }
+
+    /// Refuses options that do not fit together or that no task would heed.
+    fn check(&self) -> Result<(), CliError> {
+        if self.has(Protocol::Stepwise) {
+            self.stepwise().check()?;
+        } else if self.prefill > 0 || self.batch > 1 {
+            return Err(CliError::usage("--prefill and --batch are for --task stepwise=PATH, which is not asked for"));
+        }
+        if self.chunk > 0 && !self.has(Protocol::Windows) {
+            return Err(CliError::usage("--chunk is for --task perplexity=PATH: stepwise runs token by token"));
+        }
+        Ok(())
     }
 }
 
 pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<(), CliError> {
+    args.check()?;
     args.stack.parse()?;
     let files = args.model.open(global)?;
     let checked = args.stack.check(&files)?;
@@ -69,23 +96,25 @@ pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<(), CliError> {
         check_output(path)?;
     }
     // Texts are read before the weights: a wrong path should not cost a wait.
-    let texts: Vec<(&Path, String)> = args
-        .tasks
-        .iter()
-        .map(|TaskArg::Perplexity(path)| Ok((path.as_path(), read_text(path)?)))
-        .collect::<Result<_, CliError>>()?;
-    if checked.evicts() && args.chunk == 0 {
+    let texts: Vec<String> = args.tasks.iter().map(|task| read_text(&task.path)).collect::<Result<_, _>>()?;
+    if checked.evicts() && args.chunk == 0 && args.has(Protocol::Windows) {
         complain(
             "warning: a window runs in one pass, so this perplexity does not see what the policies evict; use --chunk 64",
         );
+    }
+    let first_pass = if args.has(Protocol::Windows) { args.chunk } else { 1 };
+    if checked.depends_on_prompt() && args.prefill == 0 && first_pass > 0 {
+        complain(&format!(
+            "warning: a policy depends on the length of the prompt, and the first pass of {first_pass} tokens counts as one; use --task stepwise=… with --prefill"
+        ));
     }
     let tokenizer = files.tokenizer()?;
     let model = load(&files, global)?;
     let start = Instant::now();
     let (mut results, mut plan_bytes) = (Vec::new(), 0);
-    for (path, text) in &texts {
-        let (result, longest) = run_perplexity(args, &checked, &model, &tokenizer, path, text)?;
-        plan_bytes = plan_bytes.max(checked.plan.bytes(1, longest, global.dtype.dtype().size()));
+    for (task, text) in args.tasks.iter().zip(&texts) {
+        let (result, bytes) = run_task(args, &checked, &model, &tokenizer, task, text)?;
+        plan_bytes = plan_bytes.max(bytes);
         results.push(result);
     }
     let results = Results {
@@ -107,49 +136,6 @@ pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<(), CliError> {
         write_atomically(path, &text).map_err(|error| CliError::file(path, error))?;
     }
     if global.json { emit_json(&results) } else { emit(&describe(&results)) }
-}
-
-fn run_perplexity(
-    args: &EvalArgs,
-    checked: &StackPlan,
-    model: &Decoder,
-    tokenizer: &ModelTokenizer,
-    path: &Path,
-    text: &str,
-) -> Result<(TaskResult, usize), CliError> {
-    let ids = tokenizer.encode(text).map_err(CliError::failure)?;
-    let limit = args.limit.map(|limit| limit as usize);
-    let options = PerplexityOptions { window: args.window as usize, chunk: args.chunk as usize, limit };
-    let scored = limit.map_or(ids.len(), |limit| ids.len().min(limit * options.window));
-    let bar = bar(scored as u64, "scoring");
-    let result =
-        perplexity(model, &ids, &options, || checked.stack(), |tokens| bar.inc(tokens as u64)).map_err(|error| {
-            match error {
-                kvsharer_eval::EvalError::TextTooShort { .. } => {
-                    CliError::Failure(format!("{}: {error}", path.display()).into())
-                }
-                other => other.into(),
-            }
-        })?;
-    bar.finish_and_clear();
-    let metrics = BTreeMap::from([
-        ("perplexity".to_owned(), Metric { value: result.value, stderr: result.stderr }),
-        ("nll".to_owned(), Metric { value: result.nll, stderr: result.stderr.map(|stderr| stderr / result.value) }),
-    ]);
-    let task = TaskResult {
-        task: "perplexity".into(),
-        protocol: "windows".into(),
-        limit,
-        metrics,
-        items: result.windows,
-        tokens: result.tokens,
-        truncated: 0,
-        text_hash: hash(text.as_bytes()),
-        window: options.window,
-        chunk: if options.chunk == 0 { options.window } else { options.chunk.min(options.window) },
-        sees_evictions: !checked.evicts() || (options.chunk > 0 && options.chunk < options.window),
-    };
-    Ok((task, result.longest))
 }
 
 fn describe(results: &Results) -> String {
@@ -176,7 +162,7 @@ fn describe(results: &Results) -> String {
         results.seconds,
         results.device,
         results.dtype,
-        table(&["task", "protocol", "perplexity", "windows", "tokens"], &rows, false)
+        table(&["task", "protocol", "perplexity", "items", "tokens"], &rows, false)
     )
 }
 

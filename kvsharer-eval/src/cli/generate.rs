@@ -5,7 +5,7 @@ use super::context::{ModelArg, StackArgs, check_memory, load};
 use super::error::CliError;
 use super::output::{complain, emit, emit_json, human_bytes};
 use clap::Args;
-use kvsharer_core::{Cache, SearchModel};
+use kvsharer_core::{Cache, Lengths, SearchModel};
 use kvsharer_models::{GenerateOptions, Sampler, Sampling, Stopped, generate};
 use serde_json::json;
 
@@ -72,10 +72,11 @@ pub(super) fn run(args: &GenerateArgs, global: &Global) -> Result<(), CliError> 
             "warning: {tokens} tokens are more than the {trained} the model was trained for; expect nonsense"
         ));
     }
-    let plan_bytes = checked.plan.bytes(1, tokens, global.dtype.dtype().size());
+    let plan_bytes = checked.plan.bytes(1, Lengths::new(prompt.len(), tokens), global.dtype.dtype().size());
     check_memory(plan_bytes)?;
     let model = load(&files, global)?;
-    let mut cache = Cache::new(model.shape(), checked.stack()?, model.cache_options(1, tokens), &model.device())?;
+    let cache_options = model.cache_options(1, tokens).for_prompt(prompt.len());
+    let mut cache = Cache::new(model.shape(), checked.stack()?, cache_options, &model.device())?;
     let mut written = Ok(());
     if !global.json {
         emit(&args.prompt)?;

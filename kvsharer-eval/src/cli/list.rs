@@ -48,13 +48,22 @@ pub(super) fn policies(global: &Global) -> Result<(), CliError> {
     if global.json {
         let rows: Vec<_> = entries
             .iter()
-            .map(|entry| json!({ "name": entry.name, "summary": entry.summary, "options": entry.options, "source": entry.source }))
+            .map(|entry| json!({ "name": entry.name, "summary": entry.summary, "options": entry.options, "common": entry.scored, "source": entry.source }))
             .collect();
         return emit_json(&rows);
     }
     let rows: Vec<Vec<String>> = entries
         .iter()
-        .map(|entry| [entry.name, entry.summary, entry.options, entry.source].map(String::from).to_vec())
+        .map(|entry| {
+            let common = if entry.scored { "; common options" } else { "" };
+            let options = format!("{}{common}", entry.options);
+            vec![entry.name.into(), entry.summary.into(), options, entry.source.into()]
+        })
         .collect();
-    emit(&table(&["policy", "what it does", "options and defaults", "source"], &rows, true))
+    let common = kvsharer_compress::common_options();
+    emit(&format!(
+        "{}common options: {common}\namounts of tokens: {}\n",
+        table(&["policy", "what it does", "options and defaults", "source"], &rows, true),
+        kvsharer_compress::Amounts::GRAMMAR
+    ))
 }

@@ -1,0 +1,74 @@
+//! Perplexity by disjoint windows.
+
+use super::nll::target_nll;
+use super::{Perplexity, cut};
+use crate::EvalError;
+use kvsharer_core::{Cache, SearchModel, Stack};
+use kvsharer_models::Decoder;
+use rayon::prelude::*;
+
+/// Positions scored at once: their logits are `[rows, vocab]`.
+const SCORED_ROWS: usize = 256;
+
+/// The protocol `windows`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PerplexityOptions {
+    /// Tokens of a window; a last shorter window is kept if it has at least two tokens.
+    pub window: usize,
+    /// Tokens of a forward pass; evictions between passes count. 0 runs a window in one pass, which sees sharing but
+    /// no eviction, because caches are reduced only after it.
+    pub chunk: usize,
+    /// The first windows only.
+    pub limit: Option<usize>,
+}
+
+impl Default for PerplexityOptions {
+    fn default() -> Self {
+        Self { window: 1024, chunk: 0, limit: None }
+    }
+}
+
+/// Scores `text`; `stack` makes the policies of each window's cache, `done` is called after each window with the
+/// number of tokens it predicted. Windows run in parallel on the threads of the current rayon pool.
+///
+/// # Errors
+/// [`EvalError`] for a text or window too short, or whatever model and cache refuse.
+pub fn perplexity<'p>(
+    model: &Decoder,
+    text: &[u32],
+    options: &PerplexityOptions,
+    stack: impl Fn() -> Result<Stack<'p>, EvalError> + Sync,
+    done: impl Fn(usize) + Sync,
+) -> Result<Perplexity, EvalError> {
+    let windows = cut(text, options.window, 2, options.limit)?;
+    let score = |(index, window): (usize, &&[u32])| -> Result<(f64, usize), EvalError> {
+        let cache_options = model.cache_options(1, window.len());
+        let mut cache = Cache::new(model.shape(), stack()?, cache_options, &model.device())?;
+        let nll = window_nll(model, window, options.chunk, &mut cache)?;
+        if let Some(token) = nll.iter().position(|nll| !nll.is_finite()) {
+            return Err(EvalError::NotFinite { window: index, token: token + 1 });
+        }
+        done(nll.len());
+        Ok((nll.iter().sum(), nll.len()))
+    };
+    let scored = windows.par_iter().enumerate().map(score).collect::<Result<Vec<_>, _>>()?;
+    // Only the last window can be shorter.
+    Ok(Perplexity::of(&scored, windows[0].len(), 1))
+}
+
+/// Negative log-likelihood of every token of a window but the first, in nats.
+fn window_nll(model: &Decoder, window: &[u32], chunk: usize, cache: &mut Cache<'_>) -> Result<Vec<f64>, EvalError> {
+    let chunk = if chunk == 0 { window.len() } else { chunk };
+    let mut nll = Vec::with_capacity(window.len());
+    for (index, part) in window.chunks(chunk).enumerate() {
+        let hidden = model.forward(&[part], cache)?;
+        // The state at position i predicts token i + 1; the window's last state predicts nothing.
+        let targets = &window[index * chunk + 1..window.len().min((index + 1) * chunk + 1)];
+        for (block, targets) in targets.chunks(SCORED_ROWS).enumerate() {
+            let start = block * SCORED_ROWS;
+            let rows = hidden.clone().slice_dim(1, start..start + targets.len());
+            nll.extend(target_nll(model.logits(rows), targets)?);
+        }
+    }
+    Ok(nll)
+}

@@ -73,6 +73,14 @@ impl Amounts {
         }
     }
 
+    /// [`of`](Self::of) before it is rounded down, where it is a share of the prompt.
+    pub(crate) fn exactly(&self, layer: usize, layers: usize, prompt: usize) -> f64 {
+        match self {
+            Self::Same(Amount::Share(share)) => share * prompt as f64,
+            _ => self.of(layer, layers, prompt) as f64,
+        }
+    }
+
     /// The least number of tokens of any layer, shares taken of an endless prompt.
     pub fn least(&self) -> usize {
         let endless = |amount: &Amount| amount.of(1 << 40);

@@ -1,7 +1,7 @@
 //! PyramidKV (Cai et al., arXiv 2406.02069).
 
 use crate::registry::Entry;
-use crate::scored::{Method, Options, Scored};
+use crate::scored::{Decode, Method, Options, Scored};
 use crate::snapkv::SnapKv;
 use crate::spec::{Spec, SpecError};
 use std::ops::Range;
@@ -16,12 +16,16 @@ pub(crate) const ENTRY: Entry = Entry {
     parse: |spec| Ok(Box::new(Scored::new(PyramidKv::from_spec(spec)?))),
 };
 
+/// A prompt that is longer than any budget.
+const ENDLESS: usize = 1 << 32;
+
 /// Scores tokens as [`SnapKv`] does; budgets fall in equal steps from the first layer to the last, about the same mean.
 ///
 /// `beta` says how pointed the pyramid is: without the window the last layer keeps a `beta`-th of the mean. Original
 /// (`pyramidkv_utils.py`, `PyramidKVCluster`): whole numbers, a prompt within the budget stays whole, one shorter than
 /// twice the budget gives all layers the same. kvpress: budgets are shares of the prompt, rounded at the end, and all
-/// layers get the same where the last one would have less than the window.
+/// layers get the same where the last one would have less than the window. With `decode=evict` budgets are those of a
+/// prompt without end.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PyramidKv {
     snapkv: SnapKv,
@@ -56,9 +60,8 @@ impl PyramidKv {
         most - layer * step + window
     }
 
-    fn kvpress(&self, mean: usize, layer: usize, layers: usize, prompt: usize) -> usize {
+    fn kvpress(&self, mean: f64, layer: usize, layers: usize, prompt: usize) -> usize {
         let (window, prompt) = (self.snapkv.window() as f64, prompt as f64);
-        let mean = mean as f64;
         let mut least = mean / self.beta as f64;
         let mut most = 2.0 * mean - least;
         if most >= prompt - window {
@@ -83,10 +86,12 @@ impl Method for PyramidKv {
     }
 
     fn kept(&self, layer: usize, layers: usize, prompt: usize) -> usize {
-        let mean = self.snapkv.budget().of(layer, layers, prompt);
+        let budget = self.snapkv.budget();
+        // A cache that is reduced again and again gets to where a long prompt would be at once.
+        let length = if self.options().decode == Decode::Grow { prompt } else { prompt.max(ENDLESS) };
         match self.snapkv.is_kvpress() {
-            true => self.kvpress(mean, layer, layers, prompt),
-            false => self.original(mean, layer, layers, prompt),
+            true => self.kvpress(budget.exactly(layer, layers, prompt), layer, layers, length),
+            false => self.original(budget.of(layer, layers, prompt), layer, layers, length),
         }
     }
 

@@ -119,8 +119,7 @@ impl Plan {
     /// # Errors
     /// [`PlanError`] names the layers and policies that clash.
     pub fn new(model: &ModelShape, stack: &Stack<'_>) -> Result<Self, PlanError> {
-        let (layers, slots, groups) = build::build(model, stack)?;
-        Ok(Self { layers, slots, groups })
+        build::build(model, stack)
     }
 
     /// The slots every layer reads, in order of layers.

@@ -1,15 +1,12 @@
 //! How a plan comes about: slots from routes, groups from slots, and what the policies want of each group.
 
-use super::{Group, LayerSlots, Slot};
+use super::{Group, LayerSlots, Plan, Slot};
 use crate::{
     EvidenceKind, GroupId, Kv, LayerId, ModelShape, PlanError, Positions, Route, SlotId, Source, Stack, Storage,
 };
 
 /// Asks every policy of `stack` about every layer of `model`.
-pub(super) fn build(
-    model: &ModelShape,
-    stack: &Stack<'_>,
-) -> Result<(Vec<LayerSlots>, Vec<Slot>, Vec<Group>), PlanError> {
+pub(super) fn build(model: &ModelShape, stack: &Stack<'_>) -> Result<Plan, PlanError> {
     for policy in stack.members() {
         policy.check(model).map_err(|what| PlanError::Refused { policy: policy.name(), what })?;
     }
@@ -20,7 +17,7 @@ pub(super) fn build(
         ask_storage(group, &slots, stack)?;
         ask_evictors(group, stack)?;
     }
-    Ok((layers, slots, groups))
+    Ok(Plan { layers, slots, groups })
 }
 
 /// The one answer among `stack` to where `layer` reads.

@@ -53,11 +53,11 @@ impl PyramidKv {
         }
         let (mut least, mut most) = (outside / self.beta, 2 * outside - outside / self.beta);
         if most + window >= prompt {
-            most = prompt - window;
-            least = 2 * outside - most;
+            most = prompt.saturating_sub(window);
+            least = (2 * outside).saturating_sub(most);
         }
         let step = most.saturating_sub(least) / layers.saturating_sub(1).max(1);
-        most - layer * step + window
+        most.saturating_sub(layer * step) + window
     }
 
     fn kvpress(&self, mean: f64, layer: usize, layers: usize, prompt: usize) -> usize {

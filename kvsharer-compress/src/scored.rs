@@ -219,7 +219,7 @@ impl<M: Method> LayerKvPolicy for Scored<M> {
 
     fn budget(&self, group: &Group) -> Option<Budget> {
         let (method, layer, layers) = (self.method.clone(), group.first().0, group.model_layers);
-        let budget = Budget::of_prompt(move |prompt| method.kept(layer, layers, prompt)).after_prompt();
+        let budget = Budget::of_prompt(move |prompt| method.kept(layer, layers, prompt).max(1)).after_prompt();
         Some(match self.method.options().decode {
             Decode::Each => budget.with_slack(1),
             Decode::Every(tokens) => budget.with_slack(tokens),
@@ -302,9 +302,12 @@ impl<M: Method> LayerKvPolicy for Scored<M> {
         keep_best(scores, state, wanted, finish).map_or(Eviction::Nothing, Eviction::Keep)
     }
 
-    fn rearrange(&mut self, group: &Group, from: &Tensor<3, Int>) {
-        if let Some(Scores { by_cell: Some(scores), .. }) = self.groups.get_mut(&group.id) {
-            *scores = scores.clone().gather(2, from.clone());
+    fn rearrange(&mut self, group: &Group, from: &Tensor<3, Int>, cells: usize) {
+        if let Some(Scores { by_cell, pass, .. }) = self.groups.get_mut(&group.id) {
+            for scores in [by_cell, pass] {
+                let before = scores.take().filter(|_| from.dims()[2] > 0);
+                *scores = before.map(|scores| widen(scores, cells).gather(2, from.clone()));
+            }
         }
     }
 

@@ -80,6 +80,10 @@ pub struct Cache<'p> {
     options: CacheOptions,
     device: Device,
     groups: Vec<GroupCells>,
+    /// Cells of each group.
+    capacities: Vec<usize>,
+    /// Whether the cache may be given more tokens than it was made for.
+    bounded: bool,
     masks: MaskCache,
     /// Rotations of keys that are turned when they are read, by number of positions.
     turns: Option<RopeTable>,
@@ -105,6 +109,8 @@ impl<'p> Cache<'p> {
         let options_prompt = options.prompt.unwrap_or(0);
         Ok(Self {
             groups: vec![GroupCells::default(); plan.groups().len()],
+            capacities: plan.groups().iter().map(|group| group.capacity(options.lengths())).collect(),
+            bounded: plan.groups().iter().all(|group| group.is_bounded(options.lengths())),
             model: model.clone(),
             plan,
             stack,
@@ -179,8 +185,7 @@ impl<'p> Cache<'p> {
         }
         // Everything that can be refused without asking a policy is refused before any state changes.
         let needed = self.seen() + tokens;
-        let lengths = self.options.lengths();
-        if needed > self.options.tokens && !self.plan.groups().iter().all(|group| group.is_bounded(lengths)) {
+        if needed > self.options.tokens && !self.bounded {
             return Err(CacheError::Full { capacity: self.options.tokens, needed });
         }
         if self.seen() == 0 {
@@ -202,7 +207,7 @@ impl<'p> Cache<'p> {
     }
 
     fn capacity(&self, group: GroupId) -> usize {
-        self.plan.group(group).capacity(self.options.lengths())
+        self.capacities[group.0]
     }
 
     /// Takes the owner's new keys or values in.
@@ -278,7 +283,10 @@ impl Attend for Cache<'_> {
         let (output, evidence) = attend(query, keys, values, &pass, &mut self.masks);
         if let Some(evidence) = evidence {
             for &evictor in &group.evictors {
-                self.stack.member_mut(evictor).observe(group, layer, &evidence);
+                let policy = self.stack.member_mut(evictor);
+                if policy.evidence(group) != EvidenceKind::None {
+                    policy.observe(group, layer, &evidence);
+                }
             }
         }
         if layer == last {

@@ -203,8 +203,10 @@ impl Plan {
             let capacity = group.capacity(lengths);
             // What may stand in the slot when the chunk arrives: nothing for a prefill from an empty cache.
             let old = if group.waits() { prompt - chunk } else { capacity.min(prompt - chunk) };
-            let in_place = old + chunk <= capacity && group.storage == Storage::Full;
-            if chunk <= 1 || in_place { 0 } else { old + chunk }
+            let fits = old + chunk <= capacity && (group.storage == Storage::Full || chunk == 1);
+            // A single token takes the place of one that made room for it, unless all wait for the end of the prompt.
+            let single = chunk <= 1 && !group.waits();
+            if fits || single { 0 } else { old + chunk }
         };
         let held = |slot: &Slot, layer: LayerId| {
             let group = self.group(slot.group);

@@ -249,7 +249,7 @@ pub trait LayerKvPolicy: Send {
         Positions::Original
     }
 
-    /// Takes in what `reader` saw of `group` in this forward pass, once for every reader.
+    /// Takes in what `reader` saw of `group` in this forward pass, once for every reader; only if evidence was asked for.
     fn observe(&mut self, group: &Group, reader: LayerId, evidence: &Evidence) {
         let _ = (group, reader, evidence);
     }
@@ -261,13 +261,13 @@ pub trait LayerKvPolicy: Send {
         Eviction::Nothing
     }
 
-    /// The cells of `group` were rearranged, by this policy's own `Keep` or for another reason: cell `i` now holds
-    /// what stood in cell `from[i]`. State by cell must follow.
+    /// The `cells` cells of `group` were rearranged, by this policy's own `Keep` or for another reason: cell `i` now
+    /// holds what stood in cell `from[i]`. State by cell must follow. `from` is empty if nothing is left.
     ///
     /// # Shapes
     /// `from`: `[batch, kv_head, cell]`.
-    fn rearrange(&mut self, group: &Group, from: &Tensor<3, Int>) {
-        let _ = (group, from);
+    fn rearrange(&mut self, group: &Group, from: &Tensor<3, Int>, cells: usize) {
+        let _ = (group, from, cells);
     }
 
     /// Forgets everything observed, for a cache that starts over.
@@ -321,8 +321,8 @@ macro_rules! forward_policy {
             fn evict(&mut self, group: &Group, state: &GroupState<'_>) -> Eviction {
                 (**self).evict(group, state)
             }
-            fn rearrange(&mut self, group: &Group, from: &Tensor<3, Int>) {
-                (**self).rearrange(group, from)
+            fn rearrange(&mut self, group: &Group, from: &Tensor<3, Int>, cells: usize) {
+                (**self).rearrange(group, from, cells)
             }
             fn reset(&mut self) {
                 (**self).reset()

@@ -3,7 +3,7 @@
 
 use burn::tensor::{DType, Device};
 use kvsharer_compress::parse_policy;
-use kvsharer_core::{Cache, CacheOptions, KeptTokens, LayerId, SearchModel, Sharing, Stack};
+use kvsharer_core::{Cache, CacheOptions, KeptTokens, Kv, LayerId, SearchModel, Sharing, Stack};
 use kvsharer_models::{DEFAULT_MODEL, Decoder, ModelFiles, open_model};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -21,16 +21,16 @@ fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
-fn heads(value: &Value) -> Vec<BTreeSet<i64>> {
-    let head = |head: &Value| head.as_array().unwrap().iter().map(|position| position.as_i64().unwrap()).collect();
-    value.as_array().unwrap().iter().map(head).collect()
-}
-
-fn by_layer(value: &Value) -> Kept {
-    let mut layers: Kept =
-        value.as_object().unwrap().iter().map(|(layer, kept)| (layer.parse().unwrap(), heads(kept))).collect();
-    layers.sort_by_key(|(layer, _)| *layer);
-    layers
+/// One set a head for each of the `owners` that `value` names. To keep the fixtures small, the layer `*` stands for all
+/// owners that are not named, and a single set for all heads.
+fn by_layer(value: &Value, owners: &[usize], heads: usize) -> Kept {
+    let of_layer = |&layer: &usize| {
+        let listed = value.get(layer.to_string()).or(value.get("*"))?.as_array().unwrap();
+        let set = |head| listed.get(head).unwrap_or(&listed[0]).as_array().unwrap();
+        let positions = |set: &Vec<Value>| set.iter().map(|position| position.as_i64().unwrap()).collect();
+        Some((layer, (0..heads).map(set).map(positions).collect()))
+    };
+    owners.iter().filter_map(of_layer).collect()
 }
 
 fn kept(cache: &Cache<'_>, layers: &Kept) -> Kept {
@@ -64,13 +64,16 @@ fn compare(model: &Decoder, golden: &Value, case: &Value, chunk: usize, toleranc
     for part in prompt.chunks(chunk) {
         model.forward(&[part], &mut cache).unwrap();
     }
-    let mut expected = by_layer(&case["prefill"]);
+    let owners: Vec<usize> = model.shape().ids().filter(|&l| cache.plan().owns(l, Kv::Key)).map(|l| l.0).collect();
+    let kv_heads = model.config().kv_heads;
+    let mut expected = by_layer(&case["prefill"], &owners, kv_heads);
+    assert_eq!(expected.len(), owners.len(), "{spec}");
     assert_eq!(kept(&cache, &expected), expected, "{spec} after the prompt");
     assert_eq!(cache.bytes(), planned, "{spec}");
     let mut logits = Vec::new();
     for (step, &id) in decode.iter().enumerate() {
         let hidden = model.forward(&[&[id]], &mut cache).unwrap();
-        let dropped = by_layer(&case["dropped"][step]);
+        let dropped = by_layer(&case["dropped"][step], &owners, kv_heads);
         for (layer, kept) in &mut expected {
             let gone = dropped.iter().find(|(other, _)| other == layer).map(|(_, gone)| gone.as_slice());
             for (head, kept) in kept.iter_mut().enumerate() {

@@ -2,6 +2,7 @@
 
 use super::Cache;
 use super::arrange::arrange;
+use super::group::GroupCells;
 use crate::store::Kept;
 use crate::{CacheError, EMPTY, GroupId, KeptTokens, Storage};
 use burn::tensor::{Int, Tensor, TensorData};
@@ -38,17 +39,26 @@ impl Cache<'_> {
         for &slot in &self.plan.group(id).slots {
             self.store.keep(slot, len, &kept);
         }
-        if !from.is_empty() {
-            let shape = [self.options.batch, self.plan.group(id).kv_heads, from.len()];
-            let from: Vec<i64> = from.into_iter().map(|cell| cell as i64).collect();
-            let from = Tensor::<1, Int>::from_data(TensorData::from(&from[..]), &self.device);
-            self.tell_evictors(id, &from.reshape([1, 1, shape[2]]).expand(shape));
-        }
+        let shape = [self.options.batch, self.plan.group(id).kv_heads, from.len()];
+        let from: Vec<i64> = from.into_iter().map(|cell| cell as i64).collect();
+        let from = Tensor::<3, Int>::from_data(TensorData::new(from, [1, 1, shape[2]]), &self.device);
+        // Nothing to expand if nothing is left.
+        let from = if shape[2] == 0 { Tensor::empty(shape, &self.device) } else { from.expand(shape) };
+        self.tell_evictors(id, &from, len);
         Ok(())
     }
 
     /// Moves the tokens in the cells `keep` to the front of every slot of the group; the rest is gone.
     pub(super) fn keep(&mut self, id: GroupId, keep: Tensor<3, Int>) -> Result<(), CacheError> {
+        if keep.dims()[2] == 0 {
+            for &slot in &self.plan.group(id).slots {
+                self.store.keep(slot, self.groups[id.0].cells, &Kept::Cells(Vec::new()));
+            }
+            let GroupCells { in_flight, cells, .. } = self.groups[id.0];
+            self.groups[id.0] = GroupCells { in_flight, ..GroupCells::default() };
+            self.tell_evictors(id, &keep, cells);
+            return Ok(());
+        }
         let positions = self.by_head(id)?;
         if let Some(turn) = self.groups[id.0].turn.take() {
             self.groups[id.0].turn = Some(self.turn_after(positions.clone(), turn, keep.clone())?);
@@ -61,14 +71,14 @@ impl Cache<'_> {
         for &slot in &self.plan.group(id).slots {
             self.store.keep(slot, len, &kept);
         }
-        self.tell_evictors(id, &keep);
+        self.tell_evictors(id, &keep, len);
         Ok(())
     }
 
-    fn tell_evictors(&mut self, id: GroupId, from: &Tensor<3, Int>) {
+    fn tell_evictors(&mut self, id: GroupId, from: &Tensor<3, Int>, cells: usize) {
         let group = self.plan.group(id);
         for &evictor in &group.evictors {
-            self.stack.member_mut(evictor).rearrange(group, from);
+            self.stack.member_mut(evictor).rearrange(group, from, cells);
         }
     }
 

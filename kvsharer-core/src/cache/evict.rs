@@ -15,7 +15,7 @@ impl Cache<'_> {
             len: cells.len(),
             cells: cells.cells,
             incoming,
-            capacity: group.capacity(self.options.lengths()),
+            capacity: self.capacities[id.0],
             seen: if incoming > 0 { pass.start } else { pass.end },
             pass: pass.len(),
             prompt: self.prompt,
@@ -81,7 +81,7 @@ impl Cache<'_> {
                 );
                 return Err(self.bad_eviction(id, evictor, what));
             }
-            if self.groups[id.0].gap == 0 && group.storage == Storage::Full {
+            if sinks > 0 && self.groups[id.0].gap == 0 && group.storage == Storage::Full {
                 for slot in self.key_slots(id) {
                     self.store.save_sinks(slot, &self.groups[id.0].by_age[..sinks]);
                 }

@@ -90,13 +90,20 @@ def key(line):
 
 
 def table(lines):
-    full = next(line for line in lines if line["name"] == "full")
-    rows = ["| stack | KV bytes of full | perplexity | of full |", "|---|---|---|---|"]
-    for line in sorted(lines, key=lambda line: (-round(line["kv_bytes"] / full["kv_bytes"], 2), line["perplexity"])):
-        names = " + ".join(filter(None, [line["map"], *line["policies"]])) or "full"
-        percent = 100 * line["kv_bytes"] / full["kv_bytes"]
-        ratio = line["perplexity"] / full["perplexity"]
-        rows.append(f"| `{names}` | {percent:.1f} % | {line['perplexity']:.2f} | x{ratio:.3f} |")
+    by_key = {key(line): line for line in lines}
+    full = by_key["full", None, None]["perplexity"]
+    cell = lambda line: "" if line is None else f"{line['perplexity']:.2f} (x{line['perplexity'] / full:.3f})"
+    rows = ["| without a set budget | KV bytes of full | perplexity (of full) |", "|---|---|---|"]
+    for (name, map_name, share), line in by_key.items():
+        if share is None:
+            names = " + ".join(dict.fromkeys(filter(None, [map_name, name])))
+            rows.append(f"| {names} | {100 * line['kv_bytes'] / line['full_bytes']:.1f} % | {cell(line)} |")
+    columns = [(None, 50), (None, 25), ("similar-first map", 50), ("similar-first map", 25)]
+    rows += ["", "| at matched bytes | alone, 50 % | alone, 25 % | with the map, 50 % | with the map, 25 % |"]
+    rows.append("|---|---|---|---|---|")
+    for method in METHODS:
+        cells = " | ".join(cell(by_key.get((method, *column))) for column in columns)
+        rows.append(f"| `{method}` | {cells} |")
     return "\n".join(rows)
 
 

@@ -4,8 +4,7 @@
 //! [`parse_policy`] makes them from SPECs. All are [`LayerKvPolicy`](kvsharer_core::LayerKvPolicy)s and go into a
 //! [`Stack`](kvsharer_core::Stack) beside a sharing map: donor and readers of a cache keep the same tokens.
 //!
-//! Add a method: (1) a file with a struct and its policy, (2) an `ENTRY` beside it, (3) a line in `registry.rs`,
-//! (4) a row in the matrix of `tests/composition.rs`, (5) a row in the README.
+//! The README says what each keeps and costs, what was measured, and how to add one in 6 steps.
 #![forbid(unsafe_code)]
 
 mod amounts;
@@ -37,3 +36,8 @@ pub use snapkv::{Pool, SnapKv};
 pub use spec::{Spec, SpecError};
 pub use streaming_llm::StreamingLlm;
 pub use tova::Tova;
+
+/// Compiles and runs what the README shows.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

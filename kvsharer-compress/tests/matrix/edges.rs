@@ -28,6 +28,11 @@ fn a_share_that_rounds_to_nothing_has_a_cell_for_the_token_that_stays() {
 }
 
 #[test]
+fn the_newest_query_of_a_prompt_counts_even_if_its_pass_goes_on_behind_it() {
+    run(Stack::new().with(parse_policy("tova:budget=22,decode=grow").unwrap()), Some(34), &[20, 20]);
+}
+
+#[test]
 fn a_pyramid_of_shares_keeps_what_its_mean_allows_of_a_prompt_shorter_than_the_window() {
     let mean = Amounts::Same(Amount::Share(0.1));
     let pyramid = PyramidKv::new(SnapKv::new(mean), 20);

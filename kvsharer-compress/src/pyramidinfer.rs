@@ -31,9 +31,9 @@ const DISTANCE_WEIGHT: f32 = 1.2;
 /// weighing up to 1.2, one set of tokens serves all heads, the first 4 tokens stay, and layer `l` of `N` keeps
 /// `rho_l = (1 - final) (cos(pi l / N) + 1) / 2 + final` of the context unless that is `min` tokens or less.
 ///
-/// What is left out, hence the name: the reference also computes only these tokens in deeper layers, so that shares
-/// multiply up from layer to layer and prefill gets cheaper. Here every layer computes all tokens and applies its own
-/// share. While decoding, the reference thins out the chunk of 16 tokens that leaves the recent ones; with
+/// What is left out, hence the name: the reference passes only the chosen tokens on to deeper layers, so that these
+/// compute and cache fewer tokens, shares multiply up from layer to layer, and prefill gets cheaper. Here every layer
+/// computes all tokens, and reduces its own cache by its own share. While decoding, the reference thins out the chunk of 16 tokens that leaves the recent ones; with
 /// `decode=evict` this one goes back to its budget every 16 tokens, by the rows of the queries since then.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PyramidInferCache {

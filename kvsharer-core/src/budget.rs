@@ -26,6 +26,9 @@ impl Lengths {
     }
 }
 
+/// Length of a prompt beyond which `kept` is taken to be monotonic.
+const LONG: usize = 1 << 14;
+
 /// The cells that an evicting policy needs of a group.
 #[derive(Clone)]
 pub struct Budget {
@@ -41,7 +44,8 @@ impl Budget {
         Self::of_prompt(move |_| cells)
     }
 
-    /// As many cells as `kept` says for the length of the prompt.
+    /// As many cells as `kept` says for the length of the prompt. For prompts of more than 16,384 tokens it must not
+    /// fall and rise again: the most that any prompt could need is sought below that, and at the end.
     pub fn of_prompt(kept: impl Fn(usize) -> usize + Send + Sync + 'static) -> Self {
         Self { kept: Arc::new(kept), slack: 0, growing: false, waiting: false }
     }
@@ -95,7 +99,7 @@ impl Budget {
         match prompt {
             Some(prompt) => of(prompt.min(tokens)),
             None if self.growing => tokens,
-            None => (1..=tokens).map(of).max().unwrap_or(0),
+            None => (1..=tokens.min(LONG)).chain([tokens]).map(of).max().unwrap_or(0),
         }
     }
 }

@@ -89,8 +89,12 @@ impl Group {
     /// Sinks whose unturned keys are kept beside the cache (cache-slot positions, once something is evicted).
     pub fn original_sinks(&self, lengths: impl Into<Lengths>) -> usize {
         let lengths = lengths.into();
+        self.sinks_beside(self.capacity(lengths), lengths)
+    }
+
+    fn sinks_beside(&self, capacity: usize, lengths: Lengths) -> usize {
         match (self.positions, self.storage) {
-            (Positions::CacheSlot { sinks }, Storage::Full) if self.capacity(lengths) < lengths.tokens => sinks,
+            (Positions::CacheSlot { sinks }, Storage::Full) if capacity < lengths.tokens => sinks,
             _ => 0,
         }
     }
@@ -157,13 +161,12 @@ impl Plan {
     /// Exact: a [`Store`](crate::Store) made for the same numbers holds this many bytes.
     pub fn bytes(&self, batch: usize, lengths: impl Into<Lengths>, element_bytes: usize) -> usize {
         let lengths = lengths.into();
+        let capacities = self.capacities(lengths);
         let slot_bytes = |slot: &Slot| {
-            let group = self.group(slot.group);
-            let cells = group.capacity(lengths);
-            let shape = slot.shape;
+            let (group, cells, shape) = (self.group(slot.group), capacities[slot.group.0], slot.shape);
             let one = match group.storage {
                 Storage::Full => {
-                    let sinks = if slot.kind == Kv::Key { group.original_sinks(lengths) } else { 0 };
+                    let sinks = if slot.kind == Kv::Key { group.sinks_beside(cells, lengths) } else { 0 };
                     (cells + sinks) * shape.head_dim * element_bytes
                 }
                 Storage::Quantised(codec) => codec.bytes(slot.kind, cells, shape.head_dim, element_bytes),
@@ -171,6 +174,11 @@ impl Plan {
             batch * shape.kv_heads * one
         };
         self.slots.iter().map(slot_bytes).sum()
+    }
+
+    /// Cells of each group.
+    fn capacities(&self, lengths: Lengths) -> Vec<usize> {
+        self.groups.iter().map(|group| group.capacity(lengths)).collect()
     }
 
     /// Bytes of what policies and cache note about the tokens: scores and positions by cell.
@@ -197,10 +205,10 @@ impl Plan {
         let lengths = lengths.into();
         let prompt = lengths.prompt.unwrap_or(lengths.tokens).min(lengths.tokens);
         let chunk = chunk.min(prompt);
+        let capacities = self.capacities(lengths);
         let full = |slot: &Slot, cells| cells * batch * slot.shape.kv_heads * slot.shape.head_dim * element_bytes;
         let flying = |slot: &Slot| {
-            let group = self.group(slot.group);
-            let capacity = group.capacity(lengths);
+            let (group, capacity) = (self.group(slot.group), capacities[slot.group.0]);
             // What may stand in the slot when the chunk arrives: nothing for a prefill from an empty cache.
             let old = if group.waits() { prompt - chunk } else { capacity.min(prompt - chunk) };
             let fits = old + chunk <= capacity && (group.storage == Storage::Full || chunk == 1);
@@ -217,7 +225,7 @@ impl Plan {
         let read = |slot: &Slot| {
             let group = self.group(slot.group);
             let quantised = group.storage != Storage::Full && flying(slot) == 0;
-            if quantised { full(slot, group.capacity(lengths)) } else { 0 }
+            if quantised { full(slot, capacities[slot.group.0]) } else { 0 }
         };
         let at = |layer: LayerId| {
             let slots = self.layers[layer.0];

@@ -151,7 +151,9 @@ pub trait Method: Clone + Send + Sync + 'static {
 /// budgets that differ by layer are those of its owner.
 ///
 /// If the cache knows the length of the prompt, nothing leaves before it is complete and the chunks it came in make no
-/// difference (but for a maximum over query groups, as a sum of maxima is not the maximum of sums).
+/// difference (but for a maximum over query groups or readers, as a sum of maxima is not the maximum of sums). Rows of a
+/// padded batch keep what they keep alone, as long as budgets are not shares of the prompt, which count the longest row;
+/// with [`Decode::Every`] the longest row also sets the time when a row that is still below its budget is reduced.
 #[derive(Clone, Debug)]
 pub struct Scored<M> {
     method: M,

@@ -69,9 +69,9 @@ impl Method for Tova {
     }
 
     fn weights(&self, queries: Range<usize>, prompt: usize) -> Option<Vec<f32>> {
-        let last = queries.end - 1;
-        let idle = self.options.decode == Decode::Grow && last >= prompt;
-        Some(queries.map(|query| if query == last && !idle { 1.0 } else { 0.0 }).collect())
+        // With nothing to do after the prompt, its newest query counts, even if a pass goes on behind it.
+        let end = if self.options.decode == Decode::Grow { queries.end.min(prompt) } else { queries.end };
+        Some(queries.map(|query| if query + 1 == end { 1.0 } else { 0.0 }).collect())
     }
 
     fn score(&self, evidence: &Evidence) -> Option<Tensor<3>> {

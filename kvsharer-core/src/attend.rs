@@ -165,7 +165,8 @@ impl<'a> Pass<'a> {
 ///
 /// # Memory
 /// Scratch beside the result is at most one block of weights, `batch * query_head * 256 * cell` elements of the dtype
-/// (twice that, once in f32, while key mass is summed), whatever the number of queries.
+/// (twice that, once in f32, while key mass is summed), whatever the number of queries, and the masks: a byte for each
+/// query of a block's groups and each cell, of which up to 32 MiB are kept for the next layer.
 ///
 /// # Panics
 /// If the shapes do not fit together.

@@ -245,13 +245,22 @@ impl Attend for Cache<'_> {
         if layer.0 != self.next || layer.0 >= self.model.len() || self.positions.is_empty() {
             return Err(CacheError::OutOfTurn { layer });
         }
+        let id = self.group_of(layer);
+        let group = self.plan.group(id);
+        let [batch, heads, queries, dim] = query.dims();
+        let shape = self.model.layers()[layer.0];
+        if [batch, queries, dim] != [self.options.batch, self.positions.len(), shape.head_dim]
+            || heads % group.kv_heads != 0
+        {
+            let expected = vec![self.options.batch, group.kv_heads, self.positions.len(), shape.head_dim];
+            return Err(CacheError::Shape { layer, what: "query", found: query.dims().to_vec(), expected });
+        }
         if self.plan.owns(layer, Kv::Key) {
             self.store(layer, Kv::Key, key())?;
         }
         if self.plan.owns(layer, Kv::Value) {
             self.store(layer, Kv::Value, value())?;
         }
-        let id = self.group_of(layer);
         let group = self.plan.group(id);
         let cells = &self.groups[id.0];
         let fresh = match cells.place.as_ref().ok_or(CacheError::OutOfTurn { layer })? {
@@ -260,12 +269,6 @@ impl Attend for Cache<'_> {
             // A single token, which may look everywhere.
             Place::PerHead(_) => Fresh::new(vec![0]),
         };
-        let [batch, heads, queries, dim] = query.dims();
-        let shape = self.model.layers()[layer.0];
-        if [batch, queries, dim] != [self.options.batch, fresh.len(), shape.head_dim] || heads % group.kv_heads != 0 {
-            let expected = vec![self.options.batch, group.kv_heads, fresh.len(), shape.head_dim];
-            return Err(CacheError::Shape { layer, what: "query", found: query.dims().to_vec(), expected });
-        }
         let (last, width) = (group.last_reader(), cells.width);
         let slots = self.plan.layers()[layer.0];
         let (keys, values) = (self.store.view(slots.key, width), self.store.view(slots.value, width));

@@ -75,9 +75,9 @@ impl Group {
         cells.map_or(lengths.tokens, |cells| (cells + block).min(lengths.tokens))
     }
 
-    /// Whether nothing is evicted before the prompt is complete.
+    /// Whether an evictor leaves the prompt whole until it is complete, so that it may need more cells till then.
     pub fn waits(&self) -> bool {
-        !self.budgets.is_empty() && self.budgets.iter().all(Budget::waits)
+        self.budgets.iter().any(Budget::waits)
     }
 
     /// Whether the group needs no more cells however long the text gets.
@@ -211,7 +211,7 @@ impl Plan {
             let (group, capacity) = (self.group(slot.group), capacities[slot.group.0]);
             // What may stand in the slot when the chunk arrives: nothing for a prefill from an empty cache.
             let old = if group.waits() { prompt - chunk } else { capacity.min(prompt - chunk) };
-            let fits = old + chunk <= capacity && (group.storage == Storage::Full || chunk == 1);
+            let fits = old + chunk <= capacity && group.storage == Storage::Full;
             // A single token takes the place of one that made room for it, unless all wait for the end of the prompt.
             let single = chunk <= 1 && !group.waits();
             if fits || single { 0 } else { old + chunk }

@@ -29,7 +29,7 @@ fn a_share_that_rounds_to_nothing_has_a_cell_for_the_token_that_stays() {
 
 #[test]
 fn the_newest_query_of_a_prompt_counts_even_if_its_pass_goes_on_behind_it() {
-    run(Stack::new().with(parse_policy("tova:budget=22,decode=grow").unwrap()), Some(34), &[20, 20]);
+    run(Stack::new().with(parse_policy("tova:budget=22,decode=grow").unwrap()), Some(34), &[40]);
 }
 
 #[test]

@@ -122,6 +122,9 @@ impl Cache<'_> {
             return Ok(keep);
         };
         let shape = keep.dims();
+        if shape[2] == 0 {
+            return Ok(keep);
+        }
         let (before, after) = (self.quantised(id).0, codec.quantised_cells(shape[2]));
         let ordered = to_host(keep)?;
         let ordered = ordered.chunks(shape[2]).flat_map(|head| {

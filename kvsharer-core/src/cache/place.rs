@@ -24,7 +24,7 @@ impl Cache<'_> {
         self.turn_sinks(id)?;
         let place = match self.plan.group(id).storage {
             Storage::Full => self.place(id, pass, freed)?,
-            Storage::Quantised(_) => self.place_quantised(id, tokens)?,
+            Storage::Quantised(_) => self.place_quantised(id, pass)?,
         };
         let cells = &mut self.groups[id.0];
         cells.in_flight = matches!(place, Place::InFlight);
@@ -78,18 +78,16 @@ impl Cache<'_> {
     }
 
     /// New tokens stand behind the others until whole blocks of empty cells can be filled. A chunk is attended in full
-    /// precision and quantised afterwards, as KIVI does.
-    fn place_quantised(&mut self, id: GroupId, tokens: usize) -> Result<Place, CacheError> {
-        let capacity = self.capacity(id);
-        let cells = &self.groups[id.0];
-        if cells.in_flight {
-            return Ok(Place::InFlight);
-        }
-        if tokens > 1 || cells.cells + tokens > capacity {
+    /// precision and quantised afterwards, as KIVI does; a prompt that its evictor waits for, when it is complete.
+    fn place_quantised(&mut self, id: GroupId, pass: &Range<usize>) -> Result<Place, CacheError> {
+        let (tokens, capacity) = (pass.len(), self.capacity(id));
+        let waiting = self.plan.group(id).waits() && pass.start < self.prompt;
+        let in_full = waiting || tokens > 1 || self.groups[id.0].in_flight;
+        if in_full || self.groups[id.0].cells + tokens > capacity {
             self.close(id)?;
         }
         let len = self.groups[id.0].cells;
-        match tokens > 1 || len + tokens > capacity {
+        match in_full || len + tokens > capacity {
             true => Ok(Place::InFlight),
             false => Ok(Place::Cells(Fresh::appended(len, tokens))),
         }

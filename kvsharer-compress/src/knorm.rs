@@ -1,9 +1,9 @@
 //! Key norms (Devoto et al., arXiv 2406.11430).
 
 use crate::amounts::Amounts;
-use crate::options::{self, check_room};
+use crate::budgeted::Budgeted;
 use crate::registry::Entry;
-use crate::scored::{Decode, Method, Options, Scored};
+use crate::scored::{Method, Options, Scored};
 use crate::spec::{Spec, SpecError};
 use burn::tensor::{DType, Tensor};
 use kvsharer_core::{Evidence, EvidenceKind};
@@ -23,42 +23,37 @@ pub(crate) const ENTRY: Entry = Entry {
 /// kvpress reduces the prompt alone: `decode=grow`. Readers of one key cache see the same keys, so `readers` makes a
 /// difference only where keys are shared by other layers than values.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Knorm {
-    budget: Amounts,
-    options: Options,
-}
+pub struct Knorm(Budgeted);
 
 impl Knorm {
     /// Keeps `budget` tokens.
     pub fn new(budget: impl Into<Amounts>) -> Self {
-        Self { budget: budget.into(), options: Options::default() }
+        Self(Budgeted::new(budget))
     }
 
     /// The same with other common options.
     pub fn with_options(self, options: Options) -> Self {
-        Self { options, ..self }
+        Self(Budgeted { options, ..self.0 })
     }
 
     fn from_spec(mut spec: Spec<'_>) -> Result<Self, SpecError> {
-        let budget = spec.amounts("budget", "512")?;
-        let options = options::take(&mut spec, &[("each", Decode::Each), ("grow", Decode::Grow)])?;
+        let budgeted = Budgeted::take(&mut spec)?;
         spec.finish()?;
-        Ok(Self { budget, options })
+        Ok(Self(budgeted))
     }
 }
 
 impl Method for Knorm {
     fn spec(&self) -> String {
-        let decode = if self.options.decode == Decode::Grow { ",decode=grow" } else { "" };
-        format!("knorm:budget={}{decode}{}", self.budget, options::print(self.options))
+        format!("knorm:budget={}{}", self.0.budget, self.0.print_options())
     }
 
     fn options(&self) -> Options {
-        self.options
+        self.0.options
     }
 
     fn kept(&self, layer: usize, layers: usize, prompt: usize) -> usize {
-        self.budget.of(layer, layers, prompt)
+        self.0.kept(layer, layers, prompt)
     }
 
     fn evidence(&self) -> EvidenceKind {
@@ -78,7 +73,6 @@ impl Method for Knorm {
     }
 
     fn check(&self, layers: usize) -> Result<(), String> {
-        self.budget.check("budget", layers)?;
-        check_room(self.budget.least(), self.options.protect, 0)
+        self.0.check(layers, 0)
     }
 }

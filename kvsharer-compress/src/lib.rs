@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod amounts;
+mod budgeted;
 mod h2o;
 mod knorm;
 mod options;

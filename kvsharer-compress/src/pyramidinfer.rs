@@ -1,6 +1,7 @@
 //! The cache part of PyramidInfer (Yang et al., arXiv 2405.12532).
 
-use crate::options::{self};
+use crate::amounts::Amount;
+use crate::options;
 use crate::registry::Entry;
 use crate::scored::{Decode, Method, Options, Scored};
 use crate::spec::{Spec, SpecError};
@@ -19,6 +20,9 @@ pub(crate) const ENTRY: Entry = Entry {
     parse: |spec| Ok(Box::new(Scored::new(PyramidInferCache::from_spec(spec)?))),
 };
 
+/// First tokens of the text that stay (`streamingllm_sink_len`).
+const SINKS: usize = 4;
+
 /// Tokens between two reductions while decoding (`exceed_length_to_compress`).
 const CHUNK: usize = 16;
 
@@ -33,8 +37,9 @@ const DISTANCE_WEIGHT: f32 = 1.2;
 ///
 /// What is left out, hence the name: the reference passes only the chosen tokens on to deeper layers, so that these
 /// compute and cache fewer tokens, shares multiply up from layer to layer, and prefill gets cheaper. Here every layer
-/// computes all tokens, and reduces its own cache by its own share. While decoding, the reference thins out the chunk of 16 tokens that leaves the recent ones; with
-/// `decode=evict` this one goes back to its budget every 16 tokens, by the rows of the queries since then.
+/// computes all tokens, and reduces its own cache by its own share. While decoding, the reference thins out the chunk of
+/// 16 tokens that leaves the recent ones; with `decode=evict` this one goes back to its budget every 16 tokens, by the
+/// rows of the queries since then.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PyramidInferCache {
     last_share: f64,
@@ -46,7 +51,7 @@ pub struct PyramidInferCache {
 impl PyramidInferCache {
     /// Keeps `last_share` of the context in the last layer; 20 % of the prompt are recent.
     pub fn new(last_share: f64) -> Self {
-        let options = Options { protect: 4, decode: Decode::Grow, ..Options::default() };
+        let options = Options { protect: SINKS, decode: Decode::Grow, ..Options::default() };
         Self { last_share: last_share.clamp(0.0, 1.0), recent: 0.2, least: 64, options }
     }
 
@@ -54,15 +59,17 @@ impl PyramidInferCache {
         let last_share = spec.share("final", 0.5)?;
         let recent = spec.share("recent", 0.2)?;
         let least = spec.number("min", 64, 1..=1 << 20)?;
-        let protect = if spec.has("protect") { None } else { Some(4) };
+        let protected = spec.has("protect");
         let mut options = options::take(&mut spec, &[("grow", Decode::Grow), ("evict", Decode::Every(CHUNK))])?;
-        options.protect = protect.unwrap_or(options.protect);
+        if !protected {
+            options.protect = SINKS;
+        }
         spec.finish()?;
         Ok(Self { last_share, recent, least, options })
     }
 
     fn recent_of(&self, prompt: usize) -> usize {
-        1 + (self.recent * prompt as f64 + 1e-9) as usize
+        1 + Amount::Share(self.recent).of(prompt)
     }
 }
 
@@ -84,7 +91,7 @@ impl Method for PyramidInferCache {
         let context = prompt.saturating_sub(recent);
         let way = PI * layer as f64 / layers as f64;
         let share = (1.0 - self.last_share) * (way.cos() + 1.0) / 2.0 + self.last_share;
-        let kept = (context as f64 * share + 1e-9) as usize;
+        let kept = Amount::Share(share).of(context);
         recent + if kept > self.least.min(context) { kept } else { context }
     }
 

@@ -1,9 +1,9 @@
 //! Tokens by chance: what any method must beat.
 
 use crate::amounts::Amounts;
-use crate::options::{self, check_room};
+use crate::budgeted::Budgeted;
 use crate::registry::Entry;
-use crate::scored::{Decode, Method, Options, Scored};
+use crate::scored::{Method, Options, Scored};
 use crate::spec::{Spec, SpecError};
 use burn::tensor::{Tensor, TensorData};
 use kvsharer_core::{EvidenceKind, Group, GroupState};
@@ -22,23 +22,21 @@ pub(crate) const ENTRY: Entry = Entry {
 /// highest. The same on every backend, whatever the batch or the chunks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Random {
-    budget: Amounts,
+    budgeted: Budgeted,
     seed: u64,
-    options: Options,
 }
 
 impl Random {
     /// Keeps `budget` tokens.
     pub fn new(budget: impl Into<Amounts>, seed: u64) -> Self {
-        Self { budget: budget.into(), seed, options: Options::default() }
+        Self { budgeted: Budgeted::new(budget), seed }
     }
 
     fn from_spec(mut spec: Spec<'_>) -> Result<Self, SpecError> {
-        let budget = spec.amounts("budget", "512")?;
+        let budgeted = Budgeted::take(&mut spec)?;
         let seed = spec.number("seed", 0, 0..=usize::MAX >> 1)? as u64;
-        let options = options::take(&mut spec, &[("each", Decode::Each), ("grow", Decode::Grow)])?;
         spec.finish()?;
-        Ok(Self { budget, seed, options })
+        Ok(Self { budgeted, seed })
     }
 }
 
@@ -53,16 +51,16 @@ fn hash(seed: u64, layer: usize, head: usize, position: u64) -> f32 {
 
 impl Method for Random {
     fn spec(&self) -> String {
-        let decode = if self.options.decode == Decode::Grow { ",decode=grow" } else { "" };
-        format!("random:budget={},seed={}{decode}{}", self.budget, self.seed, options::print(self.options))
+        let Self { budgeted, seed } = self;
+        format!("random:budget={},seed={seed}{}", budgeted.budget, budgeted.print_options())
     }
 
     fn options(&self) -> Options {
-        self.options
+        self.budgeted.options
     }
 
     fn kept(&self, layer: usize, layers: usize, prompt: usize) -> usize {
-        self.budget.of(layer, layers, prompt)
+        self.budgeted.kept(layer, layers, prompt)
     }
 
     fn evidence(&self) -> EvidenceKind {
@@ -84,7 +82,6 @@ impl Method for Random {
     }
 
     fn check(&self, layers: usize) -> Result<(), String> {
-        self.budget.check("budget", layers)?;
-        check_room(self.budget.least(), self.options.protect, 0)
+        self.budgeted.check(layers, 0)
     }
 }

@@ -1,7 +1,7 @@
 //! TOVA, token omission via attention (Oren et al., arXiv 2401.06104).
 
 use crate::amounts::Amounts;
-use crate::options::{self, check_room};
+use crate::budgeted::Budgeted;
 use crate::pyramidinfer::over_all_heads;
 use crate::registry::Entry;
 use crate::scored::{Decode, Method, Options, Scored};
@@ -26,42 +26,37 @@ pub(crate) const ENTRY: Entry = Entry {
 /// The newest token always stays, as in kvpress; the original does not enforce it. `decode=grow` reduces the prompt
 /// alone, as kvpress does.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Tova {
-    budget: Amounts,
-    options: Options,
-}
+pub struct Tova(Budgeted);
 
 impl Tova {
     /// Keeps `budget` tokens.
     pub fn new(budget: impl Into<Amounts>) -> Self {
-        Self { budget: budget.into(), options: Options::default() }
+        Self(Budgeted::new(budget))
     }
 
     /// The same with other common options; a reduction over the query group has no meaning here.
     pub fn with_options(self, options: Options) -> Self {
-        Self { options, ..self }
+        Self(Budgeted { options, ..self.0 })
     }
 
     fn from_spec(mut spec: Spec<'_>) -> Result<Self, SpecError> {
-        let budget = spec.amounts("budget", "512")?;
-        let options = options::take(&mut spec, &[("each", Decode::Each), ("grow", Decode::Grow)])?;
+        let budgeted = Budgeted::take(&mut spec)?;
         spec.finish()?;
-        Ok(Self { budget, options })
+        Ok(Self(budgeted))
     }
 }
 
 impl Method for Tova {
     fn spec(&self) -> String {
-        let decode = if self.options.decode == Decode::Grow { ",decode=grow" } else { "" };
-        format!("tova:budget={}{decode}{}", self.budget, options::print(self.options))
+        format!("tova:budget={}{}", self.0.budget, self.0.print_options())
     }
 
     fn options(&self) -> Options {
-        self.options
+        self.0.options
     }
 
     fn kept(&self, layer: usize, layers: usize, prompt: usize) -> usize {
-        self.budget.of(layer, layers, prompt)
+        self.0.kept(layer, layers, prompt)
     }
 
     fn recent(&self, _layer: usize, _layers: usize, _prompt: usize) -> usize {
@@ -70,7 +65,7 @@ impl Method for Tova {
 
     fn weights(&self, queries: Range<usize>, prompt: usize) -> Option<Vec<f32>> {
         // With nothing to do after the prompt, its newest query counts, even if a pass goes on behind it.
-        let end = if self.options.decode == Decode::Grow { queries.end.min(prompt) } else { queries.end };
+        let end = if self.0.options.decode == Decode::Grow { queries.end.min(prompt) } else { queries.end };
         Some(queries.map(|query| if query + 1 == end { 1.0 } else { 0.0 }).collect())
     }
 
@@ -83,7 +78,6 @@ impl Method for Tova {
     }
 
     fn check(&self, layers: usize) -> Result<(), String> {
-        self.budget.check("budget", layers)?;
-        check_room(self.budget.least(), self.options.protect, 1)
+        self.0.check(layers, 1)
     }
 }

@@ -88,6 +88,7 @@ pub struct Cache<'p> {
     /// Rotations of keys that are turned when they are read, by number of positions.
     turns: Option<RopeTable>,
     padding: Vec<usize>,
+    /// Set by the first forward pass.
     prompt: usize,
     positions: Range<usize>,
     next: usize,
@@ -106,7 +107,6 @@ impl<'p> Cache<'p> {
     ) -> Result<Self, PlanError> {
         let plan = Plan::new(model, &stack)?;
         let store = Store::allocate(&plan, options.batch, options.lengths(), options.dtype, device);
-        let options_prompt = options.prompt.unwrap_or(0);
         Ok(Self {
             groups: vec![GroupCells::default(); plan.groups().len()],
             capacities: plan.groups().iter().map(|group| group.capacity(options.lengths())).collect(),
@@ -120,7 +120,7 @@ impl<'p> Cache<'p> {
             masks: MaskCache::default(),
             turns: None,
             padding: Vec::new(),
-            prompt: options_prompt,
+            prompt: 0,
             positions: 0..0,
             next: 0,
         })
@@ -153,7 +153,7 @@ impl<'p> Cache<'p> {
         self.groups.fill(GroupCells::default());
         self.masks.clear();
         self.padding.clear();
-        (self.positions, self.next, self.prompt) = (0..0, 0, self.options.prompt.unwrap_or(0));
+        (self.positions, self.next) = (0..0, 0);
     }
 
     /// Announces a forward pass of `tokens` tokens a row: policies make room, cells are set aside.

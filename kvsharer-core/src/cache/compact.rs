@@ -35,10 +35,7 @@ impl Cache<'_> {
         cells.by_age.iter_mut().for_each(|cell| *cell = moved[*cell]);
         let len = std::mem::replace(&mut cells.cells, from.len());
         (cells.empty, cells.freed) = (0, None);
-        let kept = Kept::Cells(from.clone());
-        for &slot in &self.plan.group(id).slots {
-            self.store.keep(slot, len, &kept);
-        }
+        self.move_cells(id, len, &Kept::Cells(from.clone()));
         let shape = [self.options.batch, self.plan.group(id).kv_heads, from.len()];
         let from: Vec<i64> = from.into_iter().map(|cell| cell as i64).collect();
         let from = Tensor::<3, Int>::from_data(TensorData::new(from, [1, 1, shape[2]]), &self.device);
@@ -51,10 +48,8 @@ impl Cache<'_> {
     /// Moves the tokens in the cells `keep` to the front of every slot of the group; the rest is gone.
     pub(super) fn keep(&mut self, id: GroupId, keep: Tensor<3, Int>) -> Result<(), CacheError> {
         if keep.dims()[2] == 0 {
-            for &slot in &self.plan.group(id).slots {
-                self.store.keep(slot, self.groups[id.0].cells, &Kept::Cells(Vec::new()));
-            }
             let GroupCells { in_flight, cells, .. } = self.groups[id.0];
+            self.move_cells(id, cells, &Kept::Cells(Vec::new()));
             self.groups[id.0] = GroupCells { in_flight, ..GroupCells::default() };
             self.tell_evictors(id, &keep, cells);
             return Ok(());
@@ -67,12 +62,15 @@ impl Cache<'_> {
         cells.kept = KeptTokens::PerHead(positions.gather(2, keep.clone()));
         let len = std::mem::replace(&mut cells.cells, keep.dims()[2]);
         (cells.empty, cells.freed) = (0, None);
-        let kept = Kept::PerHead(keep.clone());
-        for &slot in &self.plan.group(id).slots {
-            self.store.keep(slot, len, &kept);
-        }
+        self.move_cells(id, len, &Kept::PerHead(keep.clone()));
         self.tell_evictors(id, &keep, len);
         Ok(())
+    }
+
+    fn move_cells(&mut self, id: GroupId, cells: usize, kept: &Kept) {
+        for &slot in &self.plan.group(id).slots {
+            self.store.keep(slot, cells, kept);
+        }
     }
 
     fn tell_evictors(&mut self, id: GroupId, from: &Tensor<3, Int>, cells: usize) {

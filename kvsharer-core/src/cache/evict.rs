@@ -2,7 +2,6 @@
 
 use super::Cache;
 use super::group::{KeptTokens, Place};
-use crate::policy::Tokens;
 use crate::{CacheError, EMPTY, Eviction, GroupId, GroupState, PADDING, Positions, Storage};
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use std::ops::Range;
@@ -20,12 +19,7 @@ impl Cache<'_> {
             pass: pass.len(),
             prompt: self.prompt,
             padding: &self.padding,
-            tokens: Tokens {
-                kept: &cells.kept,
-                by_age: &cells.by_age,
-                shape: [self.options.batch, group.kv_heads],
-                device: &self.device,
-            },
+            tokens: cells.tokens([self.options.batch, group.kv_heads], &self.device),
         };
         self.stack.member_mut(evictor).evict(group, &state)
     }

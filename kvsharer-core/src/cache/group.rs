@@ -3,7 +3,7 @@
 use crate::attend::Fresh;
 use crate::policy::Tokens;
 use crate::{GroupId, Kv, SlotId};
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 /// Positions of the tokens a group keeps.
 #[derive(Clone, Debug)]
@@ -62,6 +62,11 @@ impl GroupCells {
         self.cells - self.empty
     }
 
+    /// As policies see them, in `shape` rows and heads.
+    pub(super) fn tokens<'a>(&'a self, shape: [usize; 2], device: &'a Device) -> Tokens<'a> {
+        Tokens { kept: &self.kept, by_age: &self.by_age, shape, device }
+    }
+
     pub(super) fn is_uniform(&self) -> bool {
         matches!(self.kept, KeptTokens::Uniform(_))
     }
@@ -70,9 +75,8 @@ impl GroupCells {
 impl super::Cache<'_> {
     /// The tokens of a group as policies see them.
     pub(super) fn tokens(&self, id: GroupId) -> Tokens<'_> {
-        let cells = &self.groups[id.0];
         let shape = [self.options.batch, self.plan.group(id).kv_heads];
-        Tokens { kept: &cells.kept, by_age: &cells.by_age, shape, device: &self.device }
+        self.groups[id.0].tokens(shape, &self.device)
     }
 
     pub(super) fn key_slots(&self, id: GroupId) -> Vec<SlotId> {

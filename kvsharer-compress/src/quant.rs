@@ -2,6 +2,7 @@
 
 use crate::registry::Entry;
 use crate::spec::{Spec, SpecError};
+use burn::tensor::{Int, Tensor};
 use kvsharer_core::{Group, LayerKvPolicy, Quantisation, Storage};
 
 pub(crate) const ENTRY: Entry = Entry {
@@ -47,5 +48,9 @@ impl LayerKvPolicy for Quant {
 
     fn storage(&self, _group: &Group) -> Option<Storage> {
         Some(Storage::Quantised(self.0))
+    }
+
+    fn branch(&self, _rows: &Tensor<1, Int>) -> Option<Box<dyn LayerKvPolicy>> {
+        Some(Box::new(*self))
     }
 }

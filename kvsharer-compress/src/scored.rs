@@ -316,6 +316,14 @@ impl<M: Method> LayerKvPolicy for Scored<M> {
     fn reset(&mut self) {
         self.groups.clear();
     }
+
+    fn branch(&self, rows: &Tensor<1, Int>) -> Option<Box<dyn LayerKvPolicy>> {
+        let pick = |scores: &Option<Tensor<3>>| scores.as_ref().map(|scores| scores.clone().select(0, rows.clone()));
+        let branch = |(&id, scores): (&GroupId, &Scores)| {
+            (id, Scores { by_cell: pick(&scores.by_cell), pass: pick(&scores.pass), ..*scores })
+        };
+        Some(Box::new(Self { method: self.method.clone(), groups: self.groups.iter().map(branch).collect() }))
+    }
 }
 
 /// Appends zeros up to `cells` cells.

@@ -4,6 +4,7 @@ use crate::amounts::Amounts;
 use crate::registry::Entry;
 use crate::select::{Wanted, keep_best, worst};
 use crate::spec::{Spec, SpecError};
+use burn::tensor::{Int, Tensor};
 use kvsharer_core::{Budget, Eviction, Group, GroupState, LayerKvPolicy, ModelShape, Positions};
 
 pub(crate) const ENTRY: Entry = Entry {
@@ -140,5 +141,9 @@ impl LayerKvPolicy for StreamingLlm {
             1 => Eviction::Drop(worst(age, state, wanted)),
             _ => keep_best(age, state, wanted, |_| {}).map_or(Eviction::Nothing, Eviction::Keep),
         }
+    }
+
+    fn branch(&self, _rows: &Tensor<1, Int>) -> Option<Box<dyn LayerKvPolicy>> {
+        Some(Box::new(self.clone()))
     }
 }

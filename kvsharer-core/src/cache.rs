@@ -1,6 +1,7 @@
 //! All a model sees of the cache: `begin`, then `attend` once for every layer.
 
 mod arrange;
+mod branch;
 mod compact;
 mod evict;
 mod group;

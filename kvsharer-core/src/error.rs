@@ -192,6 +192,20 @@ pub enum CacheError {
         /// Rows of the batch.
         batch: usize,
     },
+    /// Rows to branch from that are not there.
+    #[error("cannot branch rows {rows:?} of a cache of {batch}: name at least one, each below {batch}")]
+    NoRow {
+        /// What was asked for.
+        rows: Vec<usize>,
+        /// Rows of the cache.
+        batch: usize,
+    },
+    /// A policy whose state cannot be copied.
+    #[error("the cache cannot branch: `{policy}` cannot be copied (see LayerKvPolicy::branch)")]
+    CannotBranch {
+        /// The policy.
+        policy: String,
+    },
     /// A result that the device could not give back.
     #[error("the device could not return a result: {0}")]
     Device(String),

@@ -272,6 +272,17 @@ pub trait LayerKvPolicy: Send {
 
     /// Forgets everything observed, for a cache that starts over.
     fn reset(&mut self) {}
+
+    /// The policy with all it has observed, for a cache whose row `i` goes on from row `rows[i]` of this one; what is
+    /// kept by row takes those rows. `None`, the default, if it cannot be copied: then caches under it do not
+    /// [branch](crate::Cache::branch), and texts with a common prefix are run one by one.
+    ///
+    /// # Shapes
+    /// `rows`: `[row]`.
+    fn branch(&self, rows: &Tensor<1, Int>) -> Option<Box<dyn LayerKvPolicy>> {
+        let _ = rows;
+        None
+    }
 }
 
 /// The identity: every layer keeps its own full cache.
@@ -281,6 +292,10 @@ pub struct FullCache;
 impl LayerKvPolicy for FullCache {
     fn name(&self) -> String {
         "full".into()
+    }
+
+    fn branch(&self, _rows: &Tensor<1, Int>) -> Option<Box<dyn LayerKvPolicy>> {
+        Some(Box::new(*self))
     }
 }
 
@@ -326,6 +341,9 @@ macro_rules! forward_policy {
             }
             fn reset(&mut self) {
                 (**self).reset()
+            }
+            fn branch(&self, rows: &Tensor<1, Int>) -> Option<Box<dyn LayerKvPolicy>> {
+                (**self).branch(rows)
             }
         }
     };

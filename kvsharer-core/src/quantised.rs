@@ -69,6 +69,17 @@ impl QuantisedBuffer {
         self.len = 0;
     }
 
+    /// A buffer whose row `i` is a copy of row `rows[i]`.
+    pub(crate) fn branch(&self, rows: &Tensor<1, Int>) -> Self {
+        Self {
+            codes: self.codes.branch(rows),
+            low: self.low.branch(rows),
+            step: self.step.branch(rows),
+            residual: self.residual.branch(rows),
+            ..*self
+        }
+    }
+
     /// Cells that stand quantised, the first ones.
     pub fn quantised(&self) -> usize {
         self.codec.quantised_cells(self.len)
@@ -243,6 +254,10 @@ impl<K: Basic> Fixed<K> {
 
     fn view(&self, cells: Range<usize>) -> Tensor<4, K> {
         self.get().clone().slice_dim(axis::CELL, cells)
+    }
+
+    fn branch(&self, rows: &Tensor<1, Int>) -> Self {
+        Self(Some(self.get().clone().select(axis::BATCH, rows.clone())))
     }
 
     fn assign(&mut self, start: usize, values: Tensor<4, K>) {

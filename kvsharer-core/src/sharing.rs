@@ -1,6 +1,7 @@
 //! The sharing map and the policy that applies it.
 
 use crate::{Kv, LayerId, LayerKvPolicy, PlanError, Route, Source};
+use burn::tensor::{Int, Tensor};
 use std::collections::BTreeMap;
 
 /// Borrower -> donor for the borrowed layers only. Every donor owns its cache: chains are resolved on construction.
@@ -119,6 +120,10 @@ impl LayerKvPolicy for Sharing {
     fn route(&self, layer: LayerId) -> Option<Route> {
         let source = |map: &LayerMap| map.donor(layer).map_or(Source::Own, Source::Borrow);
         Some(Route { key: source(&self.keys), value: source(&self.values) })
+    }
+
+    fn branch(&self, _rows: &Tensor<1, Int>) -> Option<Box<dyn LayerKvPolicy>> {
+        Some(Box::new(self.clone()))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Composition of policies.
 
-use crate::{FullCache, LayerKvPolicy};
+use crate::{CacheError, FullCache, LayerKvPolicy};
+use burn::tensor::{Int, Tensor};
 
 /// Policies that answer together. Order matters only for evictors, and only after [`evict_in_order`](Self::evict_in_order).
 ///
@@ -59,6 +60,16 @@ impl<'p> Stack<'p> {
 
     pub(crate) fn member_mut(&mut self, index: usize) -> &mut (dyn LayerKvPolicy + 'p) {
         &mut *self.policies[index]
+    }
+
+    /// The members with what they observed, for a batch whose row `i` goes on from row `rows[i]`.
+    pub(crate) fn branch(&self, rows: &Tensor<1, Int>) -> Result<Stack<'static>, CacheError> {
+        let branch = |policy: &Box<dyn LayerKvPolicy + 'p>| {
+            let copy = policy.branch(rows);
+            copy.ok_or_else(|| CacheError::CannotBranch { policy: policy.name() })
+        };
+        let policies = self.policies.iter().map(branch).collect::<Result<_, _>>()?;
+        Ok(Stack { policies, evict_in_order: self.evict_in_order })
     }
 
     /// Forgets everything the members observed.

@@ -83,6 +83,20 @@ impl Store {
         }
     }
 
+    /// A store whose row `i` is a copy of row `rows[i]`.
+    pub(crate) fn branch(&self, rows: &Tensor<1, Int>) -> Self {
+        let pick = |tensor: &Tensor<4>| tensor.clone().select(axis::BATCH, rows.clone());
+        let slots = self.slots.iter().map(|slot| SlotBuffer {
+            cells: match &slot.cells {
+                Cells::Full(buffer) => Cells::Full(buffer.as_ref().map(pick)),
+                Cells::Quantised(buffer) => Cells::Quantised(buffer.branch(rows)),
+            },
+            in_flight: slot.in_flight.as_ref().map(pick),
+            originals: slot.originals.as_ref().map(pick),
+        });
+        Self { slots: slots.collect() }
+    }
+
     /// Cells of a slot that stand quantised: the first ones.
     pub(crate) fn quantised(&self, slot: SlotId) -> usize {
         match &self.slots[slot.0].cells {

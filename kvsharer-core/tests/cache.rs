@@ -4,8 +4,8 @@
 use burn::tensor::{DType, Device, Tensor};
 use kvsharer_core::testing::{ToyModel, max_difference, toy_tokens};
 use kvsharer_core::{
-    Attend, Cache, CacheError, CacheOptions, Kv, KvShape, LayerId, LayerMap, ModelShape, Plan, SearchModel, Sharing,
-    Stack,
+    Attend, Cache, CacheError, CacheOptions, Kv, KvShape, LayerId, LayerKvPolicy, LayerMap, ModelShape, Plan,
+    SearchModel, Sharing, Stack,
 };
 use proptest::prelude::*;
 
@@ -198,4 +198,30 @@ fn a_cache_that_starts_over_forgets_everything() {
     let mut fresh = self::cache(&model, &Sharing::both([(3, 1)]).unwrap(), 1, 8);
     let once = model.run(&second, &[5, 3], &mut fresh).unwrap();
     assert_eq!(max_difference(again, once), 0.0);
+}
+
+#[test]
+fn a_cache_branches_only_between_passes_from_rows_it_has_and_with_policies_that_can_be_copied() {
+    struct Private;
+    impl LayerKvPolicy for Private {
+        fn name(&self) -> String {
+            "private".into()
+        }
+    }
+    let model = model();
+    let tokens = toy_tokens(2, 4, 3);
+    let mut cache = cache(&model, &Sharing::both([(3, 1)]).unwrap(), 2, 8);
+    model.run(&tokens, &[4], &mut cache).unwrap();
+    assert_eq!(cache.branch(&[1, 1, 0]).unwrap().seen(), 4);
+    for rows in [&[][..], &[2], &[0, 5]] {
+        assert_eq!(cache.branch(rows).err(), Some(CacheError::NoRow { rows: rows.to_vec(), batch: 2 }));
+    }
+    cache.begin(1).unwrap();
+    assert_eq!(cache.branch(&[0]).err(), Some(CacheError::OutOfTurn { layer: LayerId(0) }));
+    model.layer(LayerId(0), Tensor::ones([2, 1, 48], &Device::flex()), &mut cache).unwrap();
+    assert_eq!(cache.branch(&[0]).err(), Some(CacheError::OutOfTurn { layer: LayerId(1) }));
+
+    let options = model.cache_options(1, 8);
+    let private = Cache::new(model.shape(), Stack::new().with(Private), options, &Device::flex()).unwrap();
+    assert_eq!(private.branch(&[0]).err(), Some(CacheError::CannotBranch { policy: "private".into() }));
 }

@@ -1,8 +1,12 @@
 //! Errors of evaluations.
 
+use crate::needles::NeedleError;
+use crate::tasks::{Place, TaskError};
 use kvsharer_compress::SpecError;
 use kvsharer_core::{CacheError, PlanError};
 use kvsharer_models::ModelError;
+use kvsharer_models::import::ImportError;
+use std::path::PathBuf;
 use thiserror::Error;
 
 /// Why an evaluation cannot run.
@@ -66,6 +70,74 @@ pub enum EvalError {
     /// A batch without documents.
     #[error("a batch of 0 documents scores nothing: use at least 1")]
     EmptyBatch,
+    /// A sequence with nothing to score.
+    #[error(
+        "item {item}: tokens {scored:?} of a sequence of {tokens} tokens with a prompt of {prompt} cannot be scored: score some after the first, and leave some after the prompt"
+    )]
+    BadSequence {
+        /// Index of the item.
+        item: usize,
+        /// Tokens of the sequence.
+        tokens: usize,
+        /// Tokens of its prompt.
+        prompt: usize,
+        /// What was to be scored.
+        scored: std::ops::Range<usize>,
+    },
+    /// A likelihood that is no number.
+    #[error("the model gives no finite probability for item {item}: its weights or dtype are broken")]
+    NotFiniteItem {
+        /// Index of the item.
+        item: usize,
+    },
+    /// A task that nobody knows.
+    #[error("no task `{name}`: known are {known}")]
+    UnknownTask {
+        /// What was asked for.
+        name: String,
+        /// All tasks.
+        known: String,
+    },
+    /// A task without its file.
+    #[error("task {task} needs {files}: give it as {task}=PATH")]
+    NoPath {
+        /// The task.
+        task: String,
+        /// What it wants.
+        files: String,
+    },
+    /// A file that cannot be read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file without a token to predict.
+    #[error("{}: the text has {tokens} tokens: perplexity needs at least {least}, of which the last is predicted", path.display())]
+    FileTooShort {
+        /// The file.
+        path: PathBuf,
+        /// Tokens of the text.
+        tokens: usize,
+        /// Tokens of the shortest text that can be scored.
+        least: usize,
+    },
+    /// Retrieval prompts that cannot be made.
+    #[error(transparent)]
+    Needles(#[from] NeedleError<ImportError>),
+    /// A benchmark's files.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    /// A text that the model cannot take.
+    #[error("{place}: {what}")]
+    BadText {
+        /// Where the item stands.
+        place: Place,
+        /// What is wrong.
+        what: String,
+    },
     /// A result that is no number.
     #[error(
         "the model gives no finite probability at token {token} of window {window}: its weights or dtype are broken"

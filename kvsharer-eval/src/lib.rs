@@ -4,17 +4,30 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod evaluation;
+mod job;
+mod logits;
+pub mod metrics;
+pub mod needles;
 mod perplexity;
+mod requests;
 mod results;
+mod retrieval;
+pub mod score;
 mod share;
 mod solve;
 mod speed;
 mod stack;
+pub mod tasks;
 pub mod texts;
 
 pub use error::EvalError;
+pub use evaluation::{Benchmark, BenchmarkOptions, Evaluated, benchmark};
+pub use job::{Job, OTHER_TASKS, Step, TaskSpec, check_task};
+pub use logits::Reduce;
 pub use perplexity::{Perplexity, PerplexityOptions, StepwiseOptions, perplexity, stepwise};
-pub use results::{Metric, Results, TaskResult};
+pub use results::{BenchmarkResult, Metric, Results, Sample, TaskResult};
+pub use retrieval::NeedleTask;
 pub use share::{BadShare, Share};
 pub use solve::{Solved, Target, solve_budget};
 pub use speed::{DecodeSpeed, Spread, decode_speed};

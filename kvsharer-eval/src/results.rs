@@ -31,9 +31,9 @@ pub struct TaskResult {
     pub truncated: usize,
     /// SHA-256 of the file.
     pub text_hash: String,
-    /// Tokens of a window or document.
+    /// Tokens of a window or document; of a benchmark, the longest text the model was given.
     pub window: usize,
-    /// Tokens of a forward pass.
+    /// Tokens of a forward pass; 0 where a text or what follows a prompt ran in one.
     pub chunk: usize,
     /// First tokens of a document that ran in one pass and were not scored.
     pub prefill: usize,
@@ -41,6 +41,62 @@ pub struct TaskResult {
     pub batch: usize,
     /// Whether the score sees what the stack evicts; true if it evicts nothing.
     pub sees_evictions: bool,
+    /// Of a benchmark, the rest of what its number depends on.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub benchmark: Option<BenchmarkResult>,
+}
+
+/// What the number of a benchmark depends on, and its parts.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BenchmarkResult {
+    /// Examples before each item.
+    pub shots: usize,
+    /// Tokens of the longest text, where longer ones are cut.
+    pub max_length: usize,
+    /// The harness' configuration that the prompts restate.
+    pub source: String,
+    /// Bad items that were skipped because that was asked for.
+    pub skipped: usize,
+    /// Items that the harness leaves out.
+    pub left_out: usize,
+    /// Scores of the benchmark's parts, where it has several.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub subsets: BTreeMap<String, BTreeMap<String, Metric>>,
+    /// Tokens that went through the model a second.
+    pub tokens_per_second: f64,
+}
+
+/// One item of a benchmark, as `--samples-out` writes it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Sample {
+    /// Name of the task.
+    pub task: String,
+    /// Protocol of the scores.
+    pub protocol: String,
+    /// Index among the items.
+    pub index: usize,
+    /// File and line.
+    pub place: String,
+    /// Its part of the benchmark.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subset: Option<String>,
+    /// The right choice, if there is one.
+    pub gold: Option<usize>,
+    /// Texts as they were asked: context and what was scored.
+    pub texts: Vec<(String, String)>,
+    /// One a choice: log-likelihoods by lm-eval, mean losses (or likelihoods) by OpenCompass.
+    pub scores: Vec<f64>,
+    /// Whether greedy decoding gives the scored text, one a choice.
+    pub greedy: Vec<bool>,
+    /// The choice that each measure picks.
+    pub picks: BTreeMap<String, usize>,
+    /// What the item counts in each metric.
+    pub metrics: BTreeMap<String, f64>,
+    /// What was generated, where the task generates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generated: Option<String>,
+    /// Whether the text was cut to the model's context.
+    pub truncated: bool,
 }
 
 /// The content of a results file.

@@ -56,12 +56,8 @@ const ROWS: &[Row] = &[
         "both `streaming-llm:sinks=4,window=508` and `streaming-llm:sinks=4,window=8` evict",
     ),
     ("no task", &["eval", "-m", "TINY"], "--task <NAME=PATH>"),
-    (
-        "unknown task",
-        &["eval", "-m", "TINY", "--task", "magic=TEXT"],
-        "no task `magic`: known are perplexity and stepwise",
-    ),
-    ("task without path", &["eval", "-m", "TINY", "--task", "perplexity"], "expected NAME=PATH"),
+    ("unknown task", &["eval", "-m", "TINY", "--task", "magic=TEXT"], "no task `magic`: known are hellaswag, piqa"),
+    ("task without path", &["eval", "-m", "TINY", "--task", "perplexity"], "needs a text file, or builtin:demo"),
     ("task with an empty path", &["eval", "-m", "TINY", "--task", "perplexity="], "expected NAME=PATH"),
     (
         "window that predicts nothing",

@@ -7,6 +7,7 @@ use burn::tensor::{DType, Device};
 use clap::{Args, ValueEnum};
 use kvsharer_compress::parse_policy;
 use kvsharer_core::{Budget, Plan, Sharing, Stack, Strategy};
+use kvsharer_eval::score::ScoreOptions;
 use kvsharer_eval::{Target, build_stack, solve_budget};
 use kvsharer_models::{
     CatalogueEntry, DEFAULT_MODEL, Decoder, ModelFiles, catalogue, fetch_model, fetched, open_model,
@@ -20,6 +21,9 @@ use std::str::FromStr;
 pub(super) enum DeviceArg {
     /// The CPU, through burn's flex backend.
     Cpu,
+    /// An NVIDIA GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(usize),
 }
 
 impl FromStr for DeviceArg {
@@ -27,10 +31,12 @@ impl FromStr for DeviceArg {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (kind, index) = text.split_once(':').map_or((text, None), |(kind, index)| (kind, Some(index)));
-        let numbered = index.is_none_or(|index| index.parse::<usize>().is_ok());
+        let number = index.map_or(Some(0), |index| index.parse::<usize>().ok());
         match kind {
             "cpu" if index.is_none() => Ok(Self::Cpu),
-            "cuda" | "wgpu" if numbered => Err(format!("this build has no {kind} backend; it runs on the cpu")),
+            #[cfg(feature = "cuda")]
+            "cuda" if number.is_some() => Ok(Self::Cuda(number.unwrap_or(0))),
+            "cuda" | "wgpu" if number.is_some() => Err(format!("this build has no {kind} backend; it runs on the cpu")),
             _ => Err("expected cpu, cuda[:INDEX] or wgpu[:INDEX]".into()),
         }
     }
@@ -40,6 +46,8 @@ impl fmt::Display for DeviceArg {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             DeviceArg::Cpu => f.write_str("cpu"),
+            #[cfg(feature = "cuda")]
+            DeviceArg::Cuda(index) => write!(f, "cuda:{index}"),
         }
     }
 }
@@ -49,6 +57,22 @@ impl DeviceArg {
     pub(super) fn device(&self) -> Device {
         match self {
             DeviceArg::Cpu => Device::flex(),
+            #[cfg(feature = "cuda")]
+            DeviceArg::Cuda(index) => Device::cuda(*index),
+        }
+    }
+
+    /// How much is scored at once: on a CPU as much as a thread likes, on a GPU as much as keeps it busy.
+    pub(super) fn scoring(&self) -> ScoreOptions {
+        match self {
+            DeviceArg::Cpu => ScoreOptions::default(),
+            #[cfg(feature = "cuda")]
+            DeviceArg::Cuda(_) => ScoreOptions {
+                tokens: 16_384,
+                rows: 512,
+                reduce: kvsharer_eval::Reduce::Device,
+                ..ScoreOptions::default()
+            },
         }
     }
 
@@ -56,6 +80,8 @@ impl DeviceArg {
     pub(super) fn batch(&self, samples: usize) -> usize {
         match self {
             DeviceArg::Cpu => samples.div_ceil(rayon::current_num_threads()),
+            #[cfg(feature = "cuda")]
+            DeviceArg::Cuda(_) => samples,
         }
     }
 }

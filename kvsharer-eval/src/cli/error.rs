@@ -3,6 +3,7 @@
 use kvsharer_compress::SpecError;
 use kvsharer_core::{PlanError, SearchError, StrategyError};
 use kvsharer_eval::EvalError;
+use kvsharer_eval::tasks::TaskError;
 use kvsharer_models::ModelError;
 use std::fmt;
 
@@ -56,7 +57,13 @@ impl From<EvalError> for CliError {
             EvalError::Model(error) => error.into(),
             EvalError::Spec(error) => error.into(),
             EvalError::Plan(error) => error.into(),
-            EvalError::WindowTooShort { .. }
+            EvalError::Task(
+                TaskError::NoProtocol { .. } | TaskError::NoShots { .. } | TaskError::TooFewShots { .. },
+            )
+            | EvalError::UnknownTask { .. }
+            | EvalError::NoPath { .. }
+            | EvalError::Needles(_)
+            | EvalError::WindowTooShort { .. }
             | EvalError::PrefillTooLong { .. }
             | EvalError::EmptyBatch
             | EvalError::NothingToSolve { .. }

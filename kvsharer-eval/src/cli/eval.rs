@@ -3,16 +3,16 @@
 mod task;
 
 use super::Global;
-use super::context::{ModelArg, StackArgs, check_output, load, read_text};
+use super::context::{ModelArg, StackArgs, check_output, load};
 use super::error::CliError;
-use super::output::{complain, emit, emit_json, human_bytes, table};
+use super::output::{bar, complain, emit, emit_json, human_bytes, table};
 use clap::Args;
 use kvsharer_core::{hex, write_atomically};
-use kvsharer_eval::{PerplexityOptions, Results, StepwiseOptions};
+use kvsharer_eval::{BenchmarkOptions, Job, Results, Sample, Step, TaskResult, TaskSpec};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 use std::time::Instant;
-use task::{Protocol, TaskArg, run_task};
+use task::{DevArg, ProtocolArg, TaskArg};
 
 /// Options of `eval`.
 #[derive(Args)]
@@ -21,10 +21,30 @@ pub(super) struct EvalArgs {
     model: ModelArg,
     #[command(flatten)]
     stack: StackArgs,
-    /// What to measure as NAME=PATH; may be repeated. Known: perplexity=TEXTFILE by windows, stepwise=TEXTFILE by
-    /// documents that run token by token, so that every eviction counts
+    /// What to measure as NAME=PATH, or NAME where no file is needed; may be repeated (see `kvsharer tasks`).
+    /// perplexity=TEXTFILE is by windows, stepwise=TEXTFILE by documents that run token by token, so that every eviction
+    /// counts
     #[arg(long = "task", required = true, value_name = "NAME=PATH")]
     tasks: Vec<TaskArg>,
+    /// Whose prompts and rules a benchmark follows; the first it has if not given
+    #[arg(long, value_enum)]
+    protocol: Option<ProtocolArg>,
+    /// Examples before each item, the first of the benchmark's file of examples; the protocol's own number if not given
+    #[arg(long, value_parser = clap::value_parser!(u32).range(..=1000))]
+    shots: Option<u32>,
+    /// Items for examples as NAME=PATH; where the benchmark has a place for them, that if not given
+    #[arg(long = "dev", value_name = "NAME=PATH")]
+    dev: Vec<DevArg>,
+    /// Count and skip bad items instead of failing at the first
+    #[arg(long)]
+    skip_bad: bool,
+    /// Tokens of the longest text of a benchmark; longer ones are cut as the harness does. The model's context if not
+    /// given
+    #[arg(long, value_parser = clap::value_parser!(u32).range(2..))]
+    max_length: Option<u32>,
+    /// New tokens of a text to generate
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    max_new_tokens: u32,
     /// Tokens of a window or document
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(2..))]
     window: u32,
@@ -38,53 +58,77 @@ pub(super) struct EvalArgs {
     /// Task stepwise: documents that go through one cache at once
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
-    /// The first windows or documents only
+    /// Tasks passkey and needle: tokens of the prompts
+    #[arg(long, value_delimiter = ',', default_values_t = [512, 1024], value_parser = clap::value_parser!(u32).range(1..))]
+    lengths: Vec<u32>,
+    /// Tasks passkey and needle: where the (first) number stands, 0 to 1
+    #[arg(long, value_delimiter = ',', default_values_t = [0.0, 0.25, 0.5, 0.75, 1.0])]
+    depths: Vec<f64>,
+    /// Task needle: numbers in a prompt
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    needles: u32,
+    /// Tasks passkey and needle: prompts of each length and depth
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    samples: u32,
+    /// The first items, windows or documents only
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
     /// Where to write the results
     #[arg(long, short)]
     output: Option<PathBuf>,
+    /// Where to write what every item got, one JSON line an item
+    #[arg(long)]
+    samples_out: Option<PathBuf>,
 }
 
 impl EvalArgs {
-    fn limit(&self) -> Option<usize> {
-        self.limit.map(|limit| limit as usize)
+    fn has(&self, name: &str) -> bool {
+        self.tasks.iter().any(|task| task.name == name)
     }
 
-    fn windows(&self) -> PerplexityOptions {
-        PerplexityOptions { window: self.window as usize, chunk: self.chunk as usize, limit: self.limit() }
-    }
-
-    fn stepwise(&self) -> StepwiseOptions {
-        StepwiseOptions {
-            document: self.window as usize,
-            prefill: self.prefill as usize,
-            batch: self.batch as usize,
-            limit: self.limit(),
+    fn specs(&self) -> Result<Vec<TaskSpec>, CliError> {
+        if let Some(dev) = self.dev.iter().find(|dev| !self.has(&dev.name)) {
+            return Err(CliError::usage(format!("--dev {}=…: no such --task is asked for", dev.name)));
         }
-    }
-
-    fn has(&self, protocol: Protocol) -> bool {
-        self.tasks.iter().any(|task| task.protocol == protocol)
-    }
-
-    /// Refuses options that do not fit together or that no task would heed.
-    fn check(&self) -> Result<(), CliError> {
-        if self.has(Protocol::Stepwise) {
-            self.stepwise().check()?;
-        } else if self.prefill > 0 || self.batch > 1 {
+        // Options that no task would heed are mistakes.
+        if !self.has("stepwise") && (self.prefill > 0 || self.batch > 1) {
             return Err(CliError::usage("--prefill and --batch are for --task stepwise=PATH, which is not asked for"));
         }
-        if self.chunk > 0 && !self.has(Protocol::Windows) {
+        if self.chunk > 0 && !self.has("perplexity") {
             return Err(CliError::usage("--chunk is for --task perplexity=PATH: stepwise runs token by token"));
         }
-        Ok(())
+        let size = |number: u32| number as usize;
+        let spec = |task: &TaskArg| TaskSpec {
+            task: task.name.clone(),
+            path: task.path.clone(),
+            protocol: self.protocol.map(ProtocolArg::protocol),
+            dev: self.dev.iter().find(|dev| dev.name == task.name).map(|dev| dev.path.clone()),
+            shots: self.shots.map(size),
+            limit: self.limit.map(size),
+            skip_bad: self.skip_bad,
+            max_length: self.max_length.map(size),
+            max_new_tokens: size(self.max_new_tokens),
+            window: size(self.window),
+            chunk: size(self.chunk),
+            prefill: size(self.prefill),
+            batch: size(self.batch),
+            lengths: self.lengths.iter().copied().map(size).collect(),
+            depths: self.depths.clone(),
+            needles: size(self.needles),
+            samples: size(self.samples),
+        };
+        Ok(self.tasks.iter().map(spec).collect())
     }
 }
 
 pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<(), CliError> {
-    args.check()?;
+    let specs = args.specs()?;
     args.stack.parse()?;
+    // Files are judged before a model is fetched or loaded for them.
+    let jobs: Vec<Job> = specs.into_iter().map(TaskSpec::prepare).collect::<Result<_, _>>()?;
+    for path in [&args.output, &args.samples_out].into_iter().flatten() {
+        check_output(path)?;
+    }
     let files = args.model.open(global)?;
     let checked = args.stack.check(&files)?;
     // Of the file as it is now, not as it may be when the run ends.
@@ -92,30 +136,36 @@ pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<(), CliError> {
         Some(path) => Some(hash(&std::fs::read(path).map_err(|error| CliError::file(path, error))?)),
         None => None,
     };
-    if let Some(path) = &args.output {
-        check_output(path)?;
+    for job in &jobs {
+        job.skipped().iter().for_each(|bad| complain(&format!("warning: skipped {bad}")));
     }
-    // Texts are read before the weights: a wrong path should not cost a wait.
-    let texts: Vec<String> = args.tasks.iter().map(|task| read_text(&task.path)).collect::<Result<_, _>>()?;
-    if checked.evicts() && args.chunk == 0 && args.has(Protocol::Windows) {
+    if checked.evicts() && jobs.iter().any(Job::runs_in_one_pass) {
         complain(
             "warning: a window runs in one pass, so this perplexity does not see what the policies evict; use --chunk 64",
         );
     }
-    let first_pass = if args.has(Protocol::Windows) { args.chunk } else { 1 };
-    if checked.depends_on_prompt() && args.prefill == 0 && first_pass > 0 {
+    if let Some(pass) = jobs.iter().filter_map(Job::stray_prompt).max().filter(|_| checked.depends_on_prompt()) {
         complain(&format!(
-            "warning: a policy depends on the length of the prompt, and the first pass of {first_pass} tokens counts as one; use --task stepwise=… with --prefill"
+            "warning: a policy depends on the length of the prompt, and the first pass of {pass} tokens counts as one; use --task stepwise=… with --prefill"
         ));
     }
     let tokenizer = files.tokenizer()?;
     let model = load(&files, global)?;
+    let options = BenchmarkOptions { seed: global.seed, score: global.device.scoring(), ..BenchmarkOptions::default() };
     let start = Instant::now();
-    let (mut results, mut plan_bytes) = (Vec::new(), 0);
-    for (task, text) in args.tasks.iter().zip(&texts) {
-        let (result, bytes) = run_task(args, &checked, &model, &tokenizer, task, text)?;
-        plan_bytes = plan_bytes.max(bytes);
-        results.push(result);
+    let (mut results, mut samples, mut plan_bytes) = (Vec::new(), Vec::new(), 0);
+    for job in &jobs {
+        let bar = bar(0, &job.spec().task);
+        let progress = |step| match step {
+            Step::Total(total) => bar.set_length(total as u64),
+            Step::Done(steps) => bar.inc(steps as u64),
+        };
+        let evaluated = job.run(&model, &tokenizer, &options, || checked.stack(), progress)?;
+        bar.finish_and_clear();
+        let (batch, lengths) = evaluated.largest;
+        plan_bytes = plan_bytes.max(checked.plan.bytes(batch, lengths, model.dtype().size()));
+        samples.extend(evaluated.samples);
+        results.push(evaluated.result);
     }
     let results = Results {
         results,
@@ -130,6 +180,9 @@ pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<(), CliError> {
         seconds: start.elapsed().as_secs_f64(),
         library: concat!("kvsharer ", env!("CARGO_PKG_VERSION")).into(),
     };
+    if let Some(path) = &args.samples_out {
+        write_atomically(path, &lines(&samples)?).map_err(|error| CliError::file(path, error))?;
+    }
     if let Some(path) = &args.output {
         let mut text = serde_json::to_vec_pretty(&results).map_err(CliError::failure)?;
         text.push(b'\n');
@@ -138,32 +191,69 @@ pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<(), CliError> {
     if global.json { emit_json(&results) } else { emit(&describe(&results)) }
 }
 
+fn lines(samples: &[Sample]) -> Result<Vec<u8>, CliError> {
+    let mut text = Vec::new();
+    for sample in samples {
+        serde_json::to_writer(&mut text, sample).map_err(CliError::failure)?;
+        text.push(b'\n');
+    }
+    Ok(text)
+}
+
 fn describe(results: &Results) -> String {
-    let rows: Vec<Vec<String>> = results
-        .results
-        .iter()
-        .map(|task| {
-            let metric = task.metrics["perplexity"];
-            let stderr = metric.stderr.map_or_else(String::new, |stderr| format!(" ± {stderr:.3}"));
-            vec![
+    let mut rows = Vec::new();
+    let mut notes = String::new();
+    for task in &results.results {
+        for (name, metric) in task.metrics.iter().filter(|(name, _)| *name != "nll") {
+            let stderr = metric.stderr.map_or_else(String::new, |stderr| format!(" ± {stderr:.4}"));
+            rows.push(vec![
                 task.task.clone(),
                 task.protocol.clone(),
+                name.clone(),
                 format!("{:.4}{stderr}", metric.value),
                 task.items.to_string(),
                 task.tokens.to_string(),
-            ]
-        })
-        .collect();
+            ]);
+        }
+        notes += &note(task);
+    }
     format!(
-        "{} with {}, {} KV at most, {:.1} s on {} in {}\n{}",
+        "{} with {}, {} KV at most, {:.1} s on {} in {}\n{}{notes}",
         results.model,
         results.policies.join(" + "),
         human_bytes(results.plan_bytes),
         results.seconds,
         results.device,
         results.dtype,
-        table(&["task", "protocol", "perplexity", "items", "tokens"], &rows, false)
+        table(&["task", "protocol", "metric", "value", "items", "tokens"], &rows, false)
     )
+}
+
+/// What a reader of the number must know.
+fn note(task: &TaskResult) -> String {
+    let Some(benchmark) = &task.benchmark else {
+        return String::new();
+    };
+    let mut notes = Vec::new();
+    if benchmark.shots > 0 {
+        notes.push(format!("{} examples", benchmark.shots));
+    }
+    if task.truncated > 0 {
+        notes.push(format!("{} items cut to {} tokens", task.truncated, benchmark.max_length));
+    }
+    if benchmark.skipped > 0 {
+        notes.push(format!("{} bad items skipped", benchmark.skipped));
+    }
+    if benchmark.left_out > 0 {
+        notes.push(format!("{} items left out, as the harness does", benchmark.left_out));
+    }
+    if !task.sees_evictions {
+        notes.push("texts run in one pass, so what the policies evict is not seen".into());
+    }
+    match notes.is_empty() {
+        true => String::new(),
+        false => format!("{}: {}\n", task.task, notes.join("; ")),
+    }
 }
 
 fn hash(bytes: &[u8]) -> String {

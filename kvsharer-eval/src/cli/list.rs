@@ -1,8 +1,10 @@
-//! `kvsharer models` and `kvsharer policies`.
+//! `kvsharer models`, `kvsharer policies` and `kvsharer tasks`.
 
 use super::Global;
 use super::error::CliError;
 use super::output::{emit, emit_json, table};
+use kvsharer_eval::OTHER_TASKS;
+use kvsharer_eval::tasks::Rules;
 use kvsharer_models::{catalogue, family::families, fetched, random_shapes};
 use serde_json::json;
 
@@ -66,4 +68,34 @@ pub(super) fn policies(global: &Global) -> Result<(), CliError> {
         table(&["policy", "what it does", "options and defaults", "source"], &rows, true),
         kvsharer_compress::Amounts::GRAMMAR
     ))
+}
+
+pub(super) fn tasks(global: &Global) -> Result<(), CliError> {
+    let entries = kvsharer_eval::tasks::tasks();
+    if global.json {
+        let rules = |rules: &Option<Rules>| {
+            let rules = rules.as_ref()?;
+            Some(json!({ "source": rules.source, "shots": rules.shots, "metrics": rules.metrics }))
+        };
+        let benchmarks = entries.iter().map(|entry| {
+            let (lm_eval, opencompass) = (rules(&entry.lm_eval), rules(&entry.opencompass));
+            json!({ "name": entry.name, "summary": entry.summary, "files": entry.files, "lm-eval": lm_eval, "opencompass": opencompass })
+        });
+        let others = OTHER_TASKS
+            .iter()
+            .map(|(name, files, summary)| json!({ "name": name, "summary": summary, "files": files }));
+        return emit_json(&benchmarks.chain(others).collect::<Vec<_>>());
+    }
+    let mut rows: Vec<Vec<String>> = entries
+        .iter()
+        .map(|entry| {
+            let protocols: Vec<&str> = entry.protocols().map(|protocol| protocol.name()).collect();
+            vec![entry.name.into(), entry.summary.into(), protocols.join(", "), entry.files.into()]
+        })
+        .collect();
+    rows.extend(OTHER_TASKS.iter().map(|(name, files, summary)| {
+        let (protocol, summary) = summary.split_once(": ").unwrap_or(("greedy", summary));
+        vec![(*name).into(), summary.into(), protocol.into(), (*files).into()]
+    }));
+    emit(&table(&["task", "what it measures", "protocols", "files"], &rows, true))
 }

@@ -57,6 +57,8 @@ enum Command {
     Models,
     /// List the policies that can be given to --policy
     Policies,
+    /// List the tasks that can be given to --task
+    Tasks,
     /// Find a sharing strategy by the paper's search
     Search(search::SearchArgs),
     /// Measure quality under a strategy and policies
@@ -95,6 +97,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Fetch(args) => fetch::run(&args, &global),
         Command::Models => list::models(&global),
         Command::Policies => list::policies(&global),
+        Command::Tasks => list::tasks(&global),
         Command::Search(args) => search::run(&args, &global),
         Command::Eval(args) => eval::run(&args, &global),
         Command::Generate(args) => generate::run(&args, &global),

@@ -1,7 +1,6 @@
 //! Perplexity of a text, which every protocol cuts into pieces of equal length with a cache of their own: windows that
 //! run in a few passes, or documents that run token by token.
 
-mod nll;
 mod stepwise;
 mod windows;
 

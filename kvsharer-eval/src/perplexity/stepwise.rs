@@ -1,8 +1,8 @@
 //! Perplexity token by token, after StreamingLLM (arXiv 2309.17453, `eval_long_ppl.py`).
 
-use super::nll::target_nll;
 use super::{Perplexity, cut};
 use crate::EvalError;
+use crate::logits::target_nll;
 use kvsharer_core::{Cache, CacheOptions, SearchModel, Stack};
 use kvsharer_models::Decoder;
 use rayon::prelude::*;

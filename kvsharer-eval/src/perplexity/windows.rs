@@ -1,8 +1,8 @@
 //! Perplexity by disjoint windows.
 
-use super::nll::target_nll;
 use super::{Perplexity, cut};
 use crate::EvalError;
+use crate::logits::target_nll;
 use kvsharer_core::{Cache, SearchModel, Stack};
 use kvsharer_models::Decoder;
 use rayon::prelude::*;

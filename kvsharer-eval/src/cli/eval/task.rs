@@ -1,101 +1,63 @@
-//! One task of `eval`.
+//! Tasks as they are typed.
 
-use super::{EvalArgs, hash};
-use crate::cli::context::StackPlan;
-use crate::cli::error::CliError;
-use crate::cli::output::bar;
-use kvsharer_core::Lengths;
-use kvsharer_eval::{EvalError, Metric, TaskResult, perplexity, stepwise};
-use kvsharer_models::{Decoder, ModelTokenizer};
-use std::collections::BTreeMap;
+use clap::ValueEnum;
+use kvsharer_eval::tasks::Protocol;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// A task as typed.
+/// `NAME=PATH`, or `NAME` where no file is needed.
 #[derive(Clone)]
 pub(super) struct TaskArg {
-    pub(super) protocol: Protocol,
+    pub(super) name: String,
+    pub(super) path: Option<PathBuf>,
+}
+
+/// `NAME=PATH` of a file of examples.
+#[derive(Clone)]
+pub(super) struct DevArg {
+    pub(super) name: String,
     pub(super) path: PathBuf,
 }
 
-/// How perplexity is measured.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Protocol {
-    Windows,
-    Stepwise,
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum ProtocolArg {
+    /// EleutherAI's lm-evaluation-harness
+    LmEval,
+    /// OpenCompass, its perplexity mode
+    #[value(name = "opencompass")]
+    OpenCompass,
+}
+
+impl ProtocolArg {
+    pub(super) fn protocol(self) -> Protocol {
+        match self {
+            ProtocolArg::LmEval => Protocol::LmEval,
+            ProtocolArg::OpenCompass => Protocol::OpenCompass,
+        }
+    }
 }
 
 impl FromStr for TaskArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (name, path) = text.split_once('=').unwrap_or_default();
-        if path.is_empty() {
-            return Err("expected NAME=PATH, such as perplexity=text.txt".into());
-        }
-        let protocol = match name {
-            "perplexity" => Protocol::Windows,
-            "stepwise" => Protocol::Stepwise,
-            _ => return Err(format!("no task `{name}`: known are perplexity and stepwise")),
+        let (name, path) = match text.split_once('=') {
+            Some((name, path)) if !path.is_empty() => (name, Some(path.into())),
+            None if !text.is_empty() => (text, None),
+            _ => return Err("expected NAME=PATH, such as perplexity=text.txt".into()),
         };
-        Ok(Self { protocol, path: path.into() })
+        kvsharer_eval::check_task(name, path.is_some()).map_err(|error| error.to_string())?;
+        Ok(Self { name: name.into(), path })
     }
 }
 
-/// Scores one text; also gives the KV bytes of the plan for the largest batch and length.
-pub(super) fn run_task(
-    args: &EvalArgs,
-    checked: &StackPlan,
-    model: &Decoder,
-    tokenizer: &ModelTokenizer,
-    task: &TaskArg,
-    text: &str,
-) -> Result<(TaskResult, usize), CliError> {
-    let ids = tokenizer.encode(text).map_err(CliError::failure)?;
-    let (windows, steps) = (args.windows(), args.stepwise());
-    let window = windows.window;
-    let (chunk, prompt) = match task.protocol {
-        Protocol::Windows if windows.chunk == 0 => (window, None),
-        Protocol::Windows => (windows.chunk.min(window), None),
-        Protocol::Stepwise => (1, steps.prompt()),
-    };
-    let read = args.limit().map_or(ids.len(), |limit| ids.len().min(limit * window));
-    let unscored = read.div_ceil(window) * prompt.unwrap_or(1);
-    let bar = bar(read.saturating_sub(unscored) as u64, "scoring");
-    let (stack, done) = (|| checked.stack(), |tokens| bar.inc(tokens as u64));
-    let scored = match task.protocol {
-        Protocol::Windows => perplexity(model, &ids, &windows, stack, done),
-        Protocol::Stepwise => stepwise(model, &ids, &steps, stack, done),
-    };
-    let scored = scored.map_err(|error| match error {
-        EvalError::TextTooShort { .. } => CliError::Failure(format!("{}: {error}", task.path.display()).into()),
-        other => other.into(),
-    })?;
-    bar.finish_and_clear();
-    let metrics = BTreeMap::from([
-        ("perplexity".to_owned(), Metric { value: scored.value, stderr: scored.stderr }),
-        ("nll".to_owned(), Metric { value: scored.nll, stderr: scored.stderr.map(|stderr| stderr / scored.value) }),
-    ]);
-    let (name, protocol) = match task.protocol {
-        Protocol::Windows => ("perplexity", "windows"),
-        Protocol::Stepwise => ("stepwise", "stepwise"),
-    };
-    let result = TaskResult {
-        task: name.into(),
-        protocol: protocol.into(),
-        limit: args.limit(),
-        metrics,
-        items: scored.windows,
-        tokens: scored.tokens,
-        truncated: 0,
-        text_hash: hash(text.as_bytes()),
-        window,
-        chunk,
-        prefill: prompt.unwrap_or(0),
-        batch: scored.batch,
-        sees_evictions: !checked.evicts() || chunk < window,
-    };
-    let lengths = Lengths { prompt, tokens: scored.longest };
-    let bytes = checked.plan.bytes(scored.batch, lengths, model.dtype().size());
-    Ok((result, bytes))
+impl FromStr for DevArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((name, path)) if !path.is_empty() => Ok(Self { name: name.into(), path: path.into() }),
+            _ => Err("expected NAME=PATH, such as mmlu=data/dev".into()),
+        }
+    }
 }

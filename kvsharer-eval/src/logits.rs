@@ -1,0 +1,146 @@
+//! Log-likelihoods of tokens from logits.
+
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use kvsharer_models::{Decoder, ModelError};
+use rayon::prelude::*;
+
+/// Positions scored at once: their logits are `[ROWS, vocab]`.
+const ROWS: usize = 256;
+
+/// Terms added up on the device in f32 before the rest is added on the host in f64.
+const BLOCK: usize = 256;
+
+/// How well the model foresaw a token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct TokenScore {
+    /// `-log softmax(logits)[token]`, in nats.
+    pub(crate) nll: f64,
+    /// Whether it is the token that greedy decoding would give (the first of several with one score).
+    pub(crate) greedy: bool,
+}
+
+/// Where logits become scores: read back in full, which costs nothing where the device is the host, or reduced on the
+/// device first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reduce {
+    /// On the host's threads.
+    #[default]
+    Host,
+    /// On the device; a few hundred numbers a token are read back.
+    Device,
+}
+
+/// Scores `targets[i]` after the state `hidden[positions[i]]`.
+///
+/// # Shapes
+/// `hidden`: `[batch, token, hidden]` after the final norm; positions count `batch * token`.
+pub(crate) fn score_positions(
+    model: &Decoder,
+    hidden: Tensor<3>,
+    positions: &[usize],
+    targets: &[u32],
+    reduce: Reduce,
+) -> Result<Vec<TokenScore>, ModelError> {
+    let [batch, tokens, width] = hidden.dims();
+    let states = hidden.reshape([batch * tokens, width]);
+    let mut scores = Vec::with_capacity(targets.len());
+    for (positions, targets) in positions.chunks(ROWS).zip(targets.chunks(ROWS)) {
+        let index: Vec<i64> = positions.iter().map(|&position| position as i64).collect();
+        let index = Tensor::from_data(TensorData::new(index, [positions.len()]), &states.device());
+        let logits = model.logits(states.clone().select(0, index).unsqueeze::<3>());
+        scores.extend(match reduce {
+            Reduce::Host => score_on_host(logits, targets)?,
+            Reduce::Device => score_on_device(logits, targets)?,
+        });
+    }
+    Ok(scores)
+}
+
+/// [`score_on_host`] without what only the device could tell.
+pub(crate) fn target_nll(logits: Tensor<3>, targets: &[u32]) -> Result<Vec<f64>, ModelError> {
+    Ok(score_on_host(logits, targets)?.into_iter().map(|score| score.nll).collect())
+}
+
+/// Scores one target a row, summed on the host in f64: a backend's softmax adds up a vocabulary of probabilities in
+/// f32, which was seen to shift the mean by 1e-4.
+///
+/// # Shapes
+/// `logits`: `[batch, token, vocab]`.
+fn score_on_host(logits: Tensor<3>, targets: &[u32]) -> Result<Vec<TokenScore>, ModelError> {
+    let vocab = logits.dims()[2];
+    let logits = to_host(logits)?;
+    let score = |(row, &target): (&[f32], &u32)| {
+        let best = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = row.iter().map(|score| f64::from((score - best).exp())).sum();
+        let greedy = row.iter().position(|&score| score == best) == Some(target as usize);
+        TokenScore { nll: f64::from(best) + sum.ln() - f64::from(row[target as usize]), greedy }
+    };
+    Ok(logits.par_chunks(vocab).zip(targets).map(score).collect())
+}
+
+/// The same without reading the logits back. Exponentials are added up in blocks of [`BLOCK`] in f32, blocks in f64.
+fn score_on_device(logits: Tensor<3>, targets: &[u32]) -> Result<Vec<TokenScore>, ModelError> {
+    let [_, rows, vocab] = logits.dims();
+    let logits = logits.cast(DType::F32).reshape([rows, vocab]);
+    let index: Vec<i64> = targets.iter().map(|&target| i64::from(target)).collect();
+    let index = Tensor::<2, Int>::from_data(TensorData::new(index, [rows, 1]), &logits.device());
+    let target = logits.clone().gather(1, index);
+    let (best, greedy) = logits.clone().max_dim_with_indices(1);
+    let mass = (logits - best.clone()).exp();
+    let whole = vocab / BLOCK * BLOCK;
+    let blocks = mass.clone().slice_dim(1, 0..whole).reshape([rows, whole / BLOCK, BLOCK]).sum_dim(2);
+    let mut parts = vec![best, target, blocks.reshape([rows, whole / BLOCK])];
+    if whole < vocab {
+        parts.push(mass.slice_dim(1, whole..vocab).sum_dim(1));
+    }
+    let numbers = Tensor::cat(parts, 1);
+    let width = numbers.dims()[1];
+    let numbers = to_host(numbers)?;
+    let greedy = greedy.try_into_vec_as::<i64>().map_err(|error| ModelError::Device(error.to_string()))?;
+    let score = |((row, &target), greedy): ((&[f32], &u32), i64)| {
+        let sum: f64 = row[2..].iter().map(|&part| f64::from(part)).sum();
+        TokenScore { nll: f64::from(row[0]) + sum.ln() - f64::from(row[1]), greedy: greedy == i64::from(target) }
+    };
+    Ok(numbers.chunks(width).zip(targets).zip(greedy).map(score).collect())
+}
+
+fn to_host<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, ModelError> {
+    tensor.cast(DType::F32).try_into_vec_as::<f32>().map_err(|error| ModelError::Device(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+
+    #[test]
+    fn a_large_vocabulary_of_small_probabilities_is_summed_exactly() {
+        // Half of the mass in one token, the rest spread over 200,000: too many for a sum in f32.
+        const VOCAB: usize = 200_001;
+        let mut logits = vec![0.0_f32; VOCAB];
+        logits[7] = (VOCAB as f32 - 1.0).ln();
+        let logits = Tensor::from_data(TensorData::new(logits, [1, 1, VOCAB]), &Device::flex());
+        for score in [score_on_host, score_on_device] {
+            let [found] = score(logits.clone(), &[7]).unwrap()[..] else { panic!("one score") };
+            assert!((found.nll - 2.0_f64.ln()).abs() < 1e-6, "{found:?}");
+            assert!(found.greedy);
+        }
+    }
+
+    #[test]
+    fn host_and_device_agree_and_of_two_equal_tokens_the_first_is_greedy() {
+        let logits: Vec<f32> = (0..3 * 700).map(|i| ((i * 37 % 101) as f32) / 20.0).collect();
+        let first = logits[..700].iter().position(|&score| score == 5.0).unwrap() as u32;
+        let second = logits[..700].iter().rposition(|&score| score == 5.0).unwrap() as u32;
+        assert_ne!(first, second);
+        for targets in [[first, 3, 699], [second, 0, 1]] {
+            let logits = || Tensor::from_data(TensorData::new(logits.clone(), [1, 3, 700]), &Device::flex());
+            let (host, device) =
+                (score_on_host(logits(), &targets).unwrap(), score_on_device(logits(), &targets).unwrap());
+            assert_eq!(host[0].greedy, targets[0] == first);
+            for (host, device) in host.iter().zip(&device) {
+                assert!((host.nll - device.nll).abs() < 1e-5 && host.greedy == device.greedy, "{host:?} {device:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Families that go through one cache, and how they are run.
+
+use super::family::{Family, Member};
+use super::{Likelihood, ScoreOptions, Sequence};
+use crate::EvalError;
+use crate::logits::score_positions;
+use burn::tensor::Tensor;
+use kvsharer_core::{Cache, CacheError, SearchModel, Stack};
+use kvsharer_models::Decoder;
+
+/// Families of about one length.
+#[derive(Clone, Debug)]
+pub(super) struct Batch<'a> {
+    families: Vec<&'a Family>,
+}
+
+/// Puts families of like length together, within the limits of the options.
+pub(super) fn batches<'a>(families: &'a [Family], exact: bool, options: &ScoreOptions) -> Vec<Batch<'a>> {
+    let mut sorted: Vec<&Family> = families.iter().collect();
+    // The longest first: what takes longest should not start last.
+    sorted.sort_by_key(|family| std::cmp::Reverse((family.prefix, family.tail)));
+    let mut batches: Vec<Batch<'a>> = Vec::new();
+    for family in sorted {
+        match batches.last_mut() {
+            Some(batch) if batch.takes(family, exact, options) => batch.families.push(family),
+            _ => batches.push(Batch { families: vec![family] }),
+        }
+    }
+    batches
+}
+
+/// A token to score: after which state of the pass, and for whom.
+struct Want {
+    position: usize,
+    target: u32,
+    members: Vec<usize>,
+}
+
+impl Batch<'_> {
+    /// Sequences of the batch.
+    pub(super) fn rows(&self) -> usize {
+        self.families.iter().map(|family| family.members.len()).sum()
+    }
+
+    fn takes(&self, family: &Family, exact: bool, options: &ScoreOptions) -> bool {
+        let longest = self.families[0];
+        if (exact || family.prefix == 0) && family.prefix != longest.prefix {
+            return false;
+        }
+        let rows = self.rows() + family.members.len();
+        let tail = self.families.iter().map(|family| family.tail).max().unwrap_or(0).max(family.tail);
+        let tokens = (self.families.len() + 1) * longest.prefix + rows * tail;
+        rows <= options.rows && tokens <= options.tokens
+    }
+
+    /// Runs the prefixes in one pass and the tails in as few as their lengths allow.
+    pub(super) fn run<'p>(
+        &self,
+        model: &Decoder,
+        items: &[Vec<Sequence>],
+        exact: bool,
+        options: &ScoreOptions,
+        stack: &impl Fn() -> Result<Stack<'p>, EvalError>,
+    ) -> Result<Vec<(Member, Likelihood)>, EvalError> {
+        let prefix = self.families.iter().map(|family| family.prefix).max().unwrap_or(0);
+        let tail = self.families.iter().map(|family| family.tail).max().unwrap_or(0);
+        let members: Vec<(usize, Member)> = self
+            .families
+            .iter()
+            .enumerate()
+            .flat_map(|(row, family)| family.members.iter().map(move |&member| (row, member)))
+            .collect();
+        let mut scores = vec![Likelihood { log_likelihood: 0.0, greedy: true }; members.len()];
+        let mut score = |hidden: Tensor<3>, wants: Vec<Want>| -> Result<(), EvalError> {
+            let positions: Vec<usize> = wants.iter().map(|want| want.position).collect();
+            let targets: Vec<u32> = wants.iter().map(|want| want.target).collect();
+            let found = score_positions(model, hidden, &positions, &targets, options.reduce)?;
+            for (want, found) in wants.iter().zip(found) {
+                for &member in &want.members {
+                    scores[member].log_likelihood -= found.nll;
+                    scores[member].greedy &= found.greedy;
+                }
+            }
+            Ok(())
+        };
+        let fresh = |rows: usize| -> Result<Cache<'p>, EvalError> {
+            let cache_options = model.cache_options(rows, prefix + tail);
+            let cache_options = if prefix > 0 { cache_options.for_prompt(prefix) } else { cache_options };
+            Ok(Cache::new(model.shape(), stack()?, cache_options, &model.device())?)
+        };
+        let prefix_of = |row: usize| {
+            let family = self.families[row];
+            &family.members[0].of(items).ids[..family.prefix]
+        };
+        let run_prefixes = |rows: &[usize], cache: &mut Cache<'_>| {
+            let texts: Vec<&[u32]> = rows.iter().map(|&row| prefix_of(row)).collect();
+            model.forward_padded(&texts, cache)
+        };
+
+        let mut trunk = None;
+        if prefix > 0 {
+            let mut cache = fresh(self.families.len())?;
+            let rows: Vec<usize> = (0..self.families.len()).collect();
+            let hidden = run_prefixes(&rows, &mut cache)?;
+            score(hidden, self.wants_of_prefixes(prefix, &members, items))?;
+            trunk = Some(cache);
+        }
+        for pass in passes(&members, &self.families, items, exact, options) {
+            let rows: Vec<usize> = pass.iter().map(|&index| members[index].0).collect();
+            let mut cache = match &trunk {
+                None => fresh(rows.len())?,
+                Some(trunk) => match trunk.branch(&rows) {
+                    Ok(branches) => branches,
+                    // A policy that cannot be copied sees every prefix again.
+                    Err(CacheError::CannotBranch { .. }) => {
+                        let mut cache = fresh(rows.len())?;
+                        run_prefixes(&rows, &mut cache)?;
+                        cache
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+            };
+            let hidden = self.run_tails(model, &pass, &members, items, &mut cache)?;
+            score(hidden, self.wants_of_tails(&pass, &members, items))?;
+        }
+        Ok(members.into_iter().map(|(_, member)| member).zip(scores).collect())
+    }
+
+    /// Tokens that the states of the prefixes predict: those of the prefixes themselves, and the first of every tail.
+    fn wants_of_prefixes(&self, longest: usize, members: &[(usize, Member)], items: &[Vec<Sequence>]) -> Vec<Want> {
+        let mut wants = Vec::new();
+        for (row, family) in self.families.iter().enumerate() {
+            // Shorter prefixes stand at the right end of their rows.
+            let start = row * longest + longest - family.prefix;
+            let own = || members.iter().enumerate().filter(|(_, (of, _))| *of == row);
+            for token in 1..family.prefix {
+                let asks = |member: &Member| member.of(items).scored.contains(&token);
+                let asking: Vec<usize> =
+                    own().filter(|(_, (_, member))| asks(member)).map(|(index, _)| index).collect();
+                if !asking.is_empty() {
+                    let target = family.members[0].of(items).ids[token];
+                    wants.push(Want { position: start + token - 1, target, members: asking });
+                }
+            }
+            for (index, (_, member)) in own() {
+                let Sequence { ids, scored, .. } = member.of(items);
+                if scored.contains(&family.prefix) {
+                    let position = start + family.prefix - 1;
+                    wants.push(Want { position, target: ids[family.prefix], members: vec![index] });
+                }
+            }
+        }
+        wants
+    }
+
+    /// Runs what follows the prefix in every row of a pass, padded behind, where nothing looks.
+    fn run_tails(
+        &self,
+        model: &Decoder,
+        pass: &[usize],
+        members: &[(usize, Member)],
+        items: &[Vec<Sequence>],
+        cache: &mut Cache<'_>,
+    ) -> Result<Tensor<3>, EvalError> {
+        let tails = pass.iter().map(|&index| tail(members[index], &self.families, items));
+        let longest = tails.clone().map(<[u32]>::len).max().unwrap_or(0);
+        let rows: Vec<Vec<u32>> = tails.map(|tail| [tail, &vec![0; longest - tail.len()]].concat()).collect();
+        let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+        Ok(model.forward(&rows, cache)?)
+    }
+
+    fn wants_of_tails(&self, pass: &[usize], members: &[(usize, Member)], items: &[Vec<Sequence>]) -> Vec<Want> {
+        let longest = pass.iter().map(|&index| tail(members[index], &self.families, items).len()).max().unwrap_or(0);
+        let mut wants = Vec::new();
+        for (row, &index) in pass.iter().enumerate() {
+            let (family, member) = members[index];
+            let (Sequence { ids, scored, .. }, prefix) = (member.of(items), self.families[family].prefix);
+            for token in scored.clone().filter(|&token| token > prefix) {
+                let position = row * longest + token - 1 - prefix;
+                wants.push(Want { position, target: ids[token], members: vec![index] });
+            }
+        }
+        wants
+    }
+}
+
+/// What a member runs after its prefix: all but its last token, which is only predicted.
+fn tail<'a>((row, member): (usize, Member), families: &[&Family], items: &'a [Vec<Sequence>]) -> &'a [u32] {
+    let ids = &member.of(items).ids;
+    &ids[families[row].prefix..ids.len() - 1]
+}
+
+/// Members that run their tails together: of like length, or of equal length where padding could count.
+fn passes(
+    members: &[(usize, Member)],
+    families: &[&Family],
+    items: &[Vec<Sequence>],
+    exact: bool,
+    options: &ScoreOptions,
+) -> Vec<Vec<usize>> {
+    let length = |index: usize| tail(members[index], families, items).len();
+    let mut order: Vec<usize> = (0..members.len()).filter(|&index| length(index) > 0).collect();
+    order.sort_by_key(|&index| std::cmp::Reverse(length(index)));
+    let mut passes: Vec<Vec<usize>> = Vec::new();
+    for index in order {
+        let joins = |pass: &&mut Vec<usize>| {
+            let longest = length(pass[0]);
+            let fits = (pass.len() + 1) * longest <= options.tokens && pass.len() < options.rows;
+            fits && (!exact || longest == length(index))
+        };
+        match passes.last_mut().filter(|pass| joins(pass)) {
+            Some(pass) => pass.push(index),
+            None => passes.push(vec![index]),
+        }
+    }
+    passes
+}

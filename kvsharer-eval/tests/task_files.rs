@@ -1,0 +1,423 @@
+//! Files of benchmarks as they come: cut off, mislabelled, in other line ends, or no such file at all.
+
+use kvsharer_eval::tasks::{Ask, Item, Protocol, TaskError, TaskFiles, find_task, tasks};
+use proptest::prelude::*;
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+struct Read {
+    items: Vec<Item>,
+    bad: Vec<String>,
+    left_out: usize,
+}
+
+fn read_by(task: &str, files: &TaskFiles, protocol: Protocol) -> Result<Read, TaskError> {
+    let read = find_task(task).expect(task).read(files, protocol)?;
+    Ok(Read { items: read.items, bad: read.bad, left_out: read.left_out })
+}
+
+/// By the first protocol that the task has, without examples.
+fn read(task: &str, path: &Path) -> Result<Read, TaskError> {
+    let protocol = find_task(task).expect(task).protocols().next().expect("a protocol");
+    read_by(task, &TaskFiles { shots: Some(0), ..TaskFiles::new(path) }, protocol)
+}
+
+fn write(folder: &TempDir, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+    let path = folder.path().join(name);
+    fs::create_dir_all(path.parent().expect("a folder")).expect("folder");
+    fs::write(&path, bytes).expect("file");
+    path
+}
+
+fn read_text(task: &str, name: &str, bytes: impl AsRef<[u8]>) -> Result<Read, TaskError> {
+    let folder = tempfile::tempdir().expect("folder");
+    read(task, &write(&folder, name, bytes))
+}
+
+#[track_caller]
+fn refused(task: &str, name: &str, bytes: impl AsRef<[u8]>, line: usize, fault: &str) {
+    let error = match read_text(task, name, bytes) {
+        Ok(read) => panic!("{} items of {task}", read.items.len()),
+        Err(error) => error.to_string(),
+    };
+    assert!(error.contains(&format!("{name}:{line}: {fault}")), "{error}");
+}
+
+fn asked(item: &Item) -> Vec<String> {
+    match &item.ask {
+        Ask::Choices(choices) => choices.iter().map(|choice| choice.context.clone() + &choice.continuation).collect(),
+        Ask::Prompts(prompts) => prompts.clone(),
+        Ask::Likelihoods(pairs) => pairs.iter().map(|(prompt, _)| prompt.clone()).collect(),
+        Ask::Continuation(choice) => vec![choice.context.clone() + &choice.continuation],
+        Ask::Document { text, .. } => vec![text.clone()],
+        Ask::Summary { prompt, .. } => vec![prompt.clone()],
+    }
+}
+
+const CHOICES: &str = r#"{"query": "q", "choices": ["a", "b"], "gold": 0}"#;
+const CMMLU: &str = ",Question,A,B,C,D,Answer\n";
+
+#[test]
+fn bad_lines_are_named() {
+    let second = |line: &str| format!("{CHOICES}\n{line}\n{CHOICES}\n");
+    for (line, fault) in [
+        (r#"{"query": "q", "choices": ["a", "b"]}"#, "has no `gold`"),
+        (r#"{"query": "q", "choices": ["a", "b"], "gold": null}"#, "has no `gold`"),
+        (r#"{"query": "q", "choices": ["a", "b"], "gold": 2}"#, "`gold` is 2, expected 0 to 1"),
+        (r#"{"query": "q", "choices": ["a", "b"], "gold": -1}"#, "`gold` is -1, expected a whole number"),
+        (r#"{"query": "q", "choices": [], "gold": 0}"#, "has 0 choices, at least 2 are needed"),
+        (r#"{"query": "q", "choices": ["a"], "gold": 0}"#, "has 1 choices, at least 2 are needed"),
+        (r#"{"query": "q", "choices": ["a", " "], "gold": 0}"#, "choice 1 is empty"),
+        (r#"{"query": "q", "choices": ["a", 3], "gold": 0}"#, "`choices.1` is 3, expected a text"),
+        (r#"{"query": "q", "choices": "ab", "gold": 0}"#, "`choices` is \"ab\", expected a list"),
+        (r#"{"query": ["q"], "choices": ["a", "b"], "gold": 0}"#, "`query` is [\"q\"], expected a text"),
+        (r#"["q", ["a", "b"], 0]"#, "`the item` is [\"q\",[\"a\",\"b\"],0], expected an object"),
+        ("7", "`the item` is 7, expected an object"),
+        (r#"{"query": "q", "choi"#, "is no JSON"),
+    ] {
+        refused("choices", "own.jsonl", second(line), 2, fault);
+    }
+    refused("choices", "own.jsonl", [second("").as_bytes(), b"{\"query\": \"\xff\"}"].concat(), 4, "is no UTF-8 text");
+}
+
+#[test]
+fn bad_items_of_each_form_are_named() {
+    let bytes = |text: &str, tail: &[u8]| [text.as_bytes(), tail].concat();
+    refused("lambada_openai", "a.jsonl", r#"{"text": "ends here "}"#, 1, "`text` ends with a space");
+    refused("lambada_openai", "a.jsonl", "\n\n{\"text\": \" \"}", 3, "`text` is empty");
+    refused("lambada_standard", "a.txt", bytes("a b\n", b"c \xe4"), 2, "is no UTF-8 text");
+    refused("wikitext", "a.raw", bytes(" = A = \n", b"c \xe4"), 1, "is no UTF-8 text");
+    refused(
+        "cmnli",
+        "a.json",
+        r#"{"sentence1": "一", "sentence2": "二", "label": "0"}"#,
+        1,
+        "`label` is 0, expected contradiction",
+    );
+    refused("ocnli", "a.json", r#"{"sentence1": "一", "label": "-"}"#, 1, "has no `sentence2`");
+    let wsc = r#"{"text": "一", "target": {"span1_text": "一", "span2_text": "二"}, "label": "yes"}"#;
+    refused("cluewsc", "a.json", wsc, 1, "`label` is \"yes\", expected true or false");
+    refused("cluewsc", "a.json", r#"{"text": "一", "target": [], "label": "true"}"#, 1, "has no `target.span1_text`");
+    let chid = |content: &str, candidates: usize| {
+        serde_json::json!({"content": content, "candidates": vec!["一"; candidates], "answer": 0}).to_string()
+    };
+    refused("chid", "a.json", chid("x #idiom#", 6), 1, "has 6 choices, expected 7");
+    refused("chid", "a.json", chid("x", 7), 1, "`content` has no #idiom#");
+    refused("xsum", "a.jsonl", r#"{"dialogue": "a", "summary": ""}"#, 1, "`summary` is empty");
+}
+
+#[test]
+fn items_inside_one_json_file_have_their_own_lines() {
+    let question = |answer: &str| format!(r#"{{"question": "[{{\"", "choice": ["一", "二"], "answer": "{answer}"}}"#);
+    let c3 =
+        |second: &str| format!("[[[\"[\\\"行\"], [{}], \"id\"],\n\n[[\"行\"],\n[{second}], \"id\"]]", question("一"));
+    refused("c3", "a.json", c3(&question("三")), 3, "`asked.answer` is 三, expected 一, 二");
+    refused("c3", "a.json", c3("7"), 3, "has no `asked.choice`");
+    refused("c3", "a.json", "{}", 1, "`the item` is {}, expected a list");
+    refused("c3", "a.json", "[\n[]]", 2, "has no `0`");
+    refused("c3", "a.json", "[\n7]", 2, "`the item` is 7, expected a list");
+    refused("c3", "a.json", "[\n[", 2, "is no JSON");
+    let five = r#"{"question": "q", "choice": ["1", "2", "3", "4", "5"], "answer": "1"}"#;
+    refused("c3", "a.json", c3(five), 3, "has 5 choices, expected 4");
+
+    let big = |second: &str| {
+        format!("{{\"examples\": [\n{{\"input\": \"a\", \"target_scores\": {{\"b\": 1, \"a\": 0}}}},\n{second}]}}")
+    };
+    refused("bigbench", "task.json", big(r#"{"target_scores": {"b": 1, "a": 0}}"#), 3, "has no `example.input`");
+    let score = "`target_scores` is \"0\", expected a number for each choice";
+    refused("bigbench", "task.json", big(r#"{"input": "a", "target_scores": {"b": 1, "a": "0"}}"#), 3, score);
+    refused("bigbench", "task.json", big(r#"{"input": "a", "target_scores": ["a"]}"#), 3, "");
+    refused("bigbench", "task.json", big(r#"{"input": "a", "target_scores": {"b": 1}}"#), 3, "has 1 choices");
+    refused("bigbench", "task.json", r#"{"examples": 3}"#, 1, "`examples` is 3, expected a list");
+    refused("bigbench", "task.json", "{}", 1, "has no `examples`");
+    let frame = big("{}").replace("{\"examples", "{\"task_prefix\": 1, \"examples");
+    refused("bigbench", "task.json", frame, 2, "`frame.task_prefix` is 1, expected a text");
+    let read = read_text("bigbench", "task.json", big(r#"{"input": "a", "target": ["b"]}"#)).expect("items");
+    assert_eq!((read.items.len(), read.left_out), (1, 1));
+    assert_eq!(asked(&read.items[0])[0], "Q: a\n  choice: b\n  choice: a\nA: b", "choices in the order of the file");
+}
+
+#[test]
+fn bad_csv_is_named() {
+    let row = "0,问,一,二,三,四,A\n";
+    let after = |line: &str| format!("{CMMLU}{row}{line}");
+    refused("cmmlu", "anatomy.csv", after("1,问,一,二,三,A\n"), 3, "is no CSV record (6 columns, expected 7)");
+    refused("cmmlu", "anatomy.csv", after("1,\"问,一,二,三,四,A\n"), 3, "is no CSV record (");
+    refused("cmmlu", "anatomy.csv", after("1,问,一,二,三,四,\"A"), 3, "is no CSV record (a quote is never closed");
+    refused("cmmlu", "anatomy.csv", after("1,问,一,二,三,四,E\n"), 3, "`6` is E, expected A, B, C, D");
+    refused("cmmlu", "anatomy.csv", after("1,,一,二,三,四,A\n"), 3, "`1` is empty");
+    refused("cmmlu", "cooking.csv", after(""), 2, "`cooking`, the name of the file, is no subject of CMMLU");
+    refused("cmmlu", "anatomy.csv", [after("").as_bytes(), b"1,\xff,a,b,c,d,A\n"].concat(), 3, "is no UTF-8 text");
+    refused("cmmlu", "anatomy.csv", row, 1, "is no CSV record (no header `,Question,A,B,C,D,Answer`)");
+    let lines = "1,\"问\n二\n三\",一,二,三,四,A\r\n2,问,一,二,三,四,F\r\n";
+    refused("cmmlu", "anatomy.csv", after(lines), 6, "`6` is F");
+}
+
+#[test]
+fn line_ends_marks_and_quotes_do_not_matter() {
+    let plain =
+        read_text("cmmlu", "anatomy.csv", format!("{CMMLU}0,\"a \"\"b\"\", c\",一,二,三,四,A\n")).expect("items");
+    let text = &asked(&plain.items[0])[0];
+    assert!(text.starts_with("a \"b\", c\nA. 一\n"), "{text}");
+    let csv = format!("\u{feff}{}0,\"a \"\"b\"\", c\",一,二,三,四,A", CMMLU.replace('\n', "\r\n"));
+    assert_eq!(asked(&read_text("cmmlu", "anatomy.csv", csv).expect("items").items[0]), asked(&plain.items[0]));
+
+    let lines = format!("\u{feff}\r\n{CHOICES}\r\n  \r\n{CHOICES}");
+    let read = read_text("choices", "own.jsonl", lines).expect("items");
+    assert_eq!(read.items.iter().map(|item| item.place.line()).collect::<Vec<_>>(), [2, 4]);
+    let read = read_text("choices", "own.json", format!("[{CHOICES},\n{CHOICES}]")).expect("items");
+    assert_eq!(read.items.len(), 2);
+
+    let read = read_text("lambada_standard", "a.txt", "\u{feff}a  b\r\n\r\n c\r\n").expect("items");
+    assert_eq!(read.items.iter().flat_map(asked).collect::<Vec<_>>(), ["a  b", " c"]);
+
+    let page = |text: &str| read_text("wikitext", "a.raw", text).expect("items").items;
+    let (unix, dos) = (page("\n = A = \n b , c\n\n = D = \n"), page("\r\n = A = \r\n b , c\r\n\r\n = D = \r\n"));
+    assert_eq!(unix.iter().map(|item| item.place.line()).collect::<Vec<_>>(), [2, 5]);
+    assert_eq!(
+        unix.iter().map(|item| &item.ask).collect::<Vec<_>>(),
+        dos.iter().map(|item| &item.ask).collect::<Vec<_>>()
+    );
+    let text = " = A =\nb, c\n".into();
+    // "", "=", "A", "=", "b", ",", "c", "": the empty ends count.
+    assert_eq!(unix[0].ask, Ask::Document { text, words: 8, bytes: 15 });
+}
+
+#[test]
+fn disputed_pairs_are_left_out_or_kept_without_gold() {
+    let pair = |label| format!("{{\"sentence1\": \"一\", \"sentence2\": \"二\", \"label\": \"{label}\"}}\n");
+    let both = pair("-") + &pair("neutral");
+    let cmnli = read_text("cmnli", "dev.json", &both).expect("items");
+    assert_eq!((cmnli.items.len(), cmnli.left_out, cmnli.items[0].gold), (1, 1, Some(2)));
+    let ocnli = read_text("ocnli", "dev.json", &both).expect("items");
+    assert_eq!(ocnli.items.iter().map(|item| item.gold).collect::<Vec<_>>(), [None, Some(2)]);
+}
+
+#[test]
+fn bad_items_can_be_skipped_and_counted() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = write(&folder, "own.jsonl", [CHOICES, "{", CHOICES, "[]", CHOICES, CHOICES].join("\n"));
+    let files = TaskFiles { skip_bad: true, ..TaskFiles::new(&path) };
+    let read = read_by("choices", &files, Protocol::LmEval).expect("items");
+    assert_eq!((read.items.len(), read.bad.len()), (4, 2));
+    assert!(read.bad[0].contains("own.jsonl:2: is no JSON"), "{}", read.bad[0]);
+    assert!(read.bad[1].contains("own.jsonl:4: `the item` is []"), "{}", read.bad[1]);
+
+    let limited = TaskFiles { limit: Some(2), ..files };
+    let read = read_by("choices", &limited, Protocol::LmEval).expect("items");
+    assert_eq!((read.items.len(), read.bad.len()), (2, 1), "what stands behind the limit is not looked at");
+    let read = read_by("choices", &TaskFiles { limit: Some(1), ..TaskFiles::new(&path) }, Protocol::OpenCompass);
+    assert_eq!(read.expect("the bad line is behind the limit").items.len(), 1);
+}
+
+#[test]
+fn xsum_is_the_first_thousand() {
+    let line = "{\"dialogue\": \"a\", \"summary\": \"b\"}\n";
+    assert_eq!(read_text("xsum", "dev.jsonl", line.repeat(1000) + "{\n").expect("items").items.len(), 1000);
+}
+
+#[test]
+fn labels_must_fit_the_items() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = write(&folder, "valid.jsonl", "{\"goal\": \"a\", \"sol1\": \"b\", \"sol2\": \"c\"}\n".repeat(3));
+    let error = |labels: Option<&str>| {
+        labels.map(|labels| write(&folder, "valid-labels.lst", labels));
+        read("piqa", &path).map(|_| ()).unwrap_err().to_string()
+    };
+    let missing = error(None);
+    assert!(missing.contains("valid-labels.lst: "), "{missing}");
+    let short = error(Some("0\n1\n"));
+    assert!(short.contains("valid-labels.lst: 2 labels for 3 items"), "{short}");
+    let wrong = error(Some("0\n7\n1\n"));
+    assert!(wrong.contains("valid-labels.lst:2: `label` is 7, expected 0 to 1"), "{wrong}");
+}
+
+#[test]
+fn missing_and_empty_files_are_named() {
+    let folder = tempfile::tempdir().expect("folder");
+    let empty = write(&folder, "empty/anatomy.csv", "");
+    for entry in tasks() {
+        let missing = read(entry.name, &folder.path().join("nothing")).map(|_| ()).unwrap_err();
+        assert!(missing.to_string().contains("nothing"), "{missing}");
+        let error = read(entry.name, &empty).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("empty"), "{}: {error}", entry.name);
+    }
+    let error = read_text("choices", "blank.jsonl", "\n \n").map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("blank.jsonl: no items of choices here; it wants"), "{error}");
+}
+
+#[test]
+fn examples_must_be_there() {
+    let folder = tempfile::tempdir().expect("folder");
+    let row = "0,问,一,二,三,四,B\n";
+    let test = write(&folder, "test/anatomy.csv", format!("{CMMLU}{row}"));
+    let by =
+        |items: &Path, shots| read_by("cmmlu", &TaskFiles { shots, ..TaskFiles::new(items) }, Protocol::OpenCompass);
+    let error = by(&test, None).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("cmmlu by opencompass needs 5 examples, found 0: give --dev cmmlu=PATH"), "{error}");
+    write(&folder, "dev/anatomy.csv", format!("{CMMLU}{}", row.repeat(3)));
+    let error = by(&test, None).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("needs 5 examples of anatomy, found 3"), "{error}");
+    for items in [folder.path(), test.parent().expect("folder"), &test] {
+        let read = by(items, Some(2)).expect("examples beside the items");
+        assert_eq!((read.items.len(), read.items[0].shots.len()), (1, 2));
+        assert_eq!(read.items[0].subset.as_deref(), Some("anatomy"));
+    }
+
+    let path = write(&folder, "c3.json", fixture("c3.json"));
+    let files = TaskFiles { shots: Some(1), dev: Some(path.clone()), ..TaskFiles::new(&path) };
+    let error = read_by("c3", &files, Protocol::OpenCompass).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("c3 is asked without examples by opencompass"), "{error}");
+    let error = read_by("c3", &files, Protocol::LmEval).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("c3 has no protocol lm-eval; it has opencompass"), "{error}");
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tasks")
+}
+
+fn fixture(name: &str) -> Vec<u8> {
+    fs::read(fixtures().join(name)).expect(name)
+}
+
+/// A file with items of each task; every task has one.
+fn sample(task: &str) -> &'static str {
+    match task {
+        "arc_easy" | "arc_challenge" => "arc.jsonl",
+        "bigbench" => "bigbench_b.json",
+        "c3" => "c3.json",
+        "cmmlu" => "cmmlu/test/anatomy.csv",
+        "commonsense_qa" => "csqa.jsonl",
+        "lambada_openai" => "lambada.jsonl",
+        "lambada_standard" => "lambada_plain.txt",
+        "mmlu" => "mmlu",
+        "openbookqa" => "obqa.jsonl",
+        "race-middle" => "race/middle",
+        "race" | "race-high" => "race/high",
+        "wikitext" => "wiki.raw",
+        _ => "",
+    }
+}
+
+/// Its first file, by name.
+fn sample_file(task: &str) -> PathBuf {
+    let mut path = match sample(task) {
+        "" => fixtures().join(format!("{task}.jsonl")),
+        name => fixtures().join(name),
+    };
+    while path.is_dir() {
+        let mut inside: Vec<PathBuf> =
+            fs::read_dir(&path).expect("folder").map(|file| file.expect("file").path()).collect();
+        inside.sort();
+        path = inside.into_iter().next_back().expect("a file");
+    }
+    path
+}
+
+/// Reads bytes as every task, by every protocol, with and without examples; what is read can be asked.
+fn read_as(task: &str, bytes: &[u8]) {
+    let folder = tempfile::tempdir().expect("folder");
+    let source = sample_file(task);
+    let name = source.file_name().expect("a name").to_string_lossy();
+    let path = write(&folder, &name, bytes);
+    if task == "piqa" {
+        write(&folder, "piqa-labels.lst", fixture("piqa-labels.lst"));
+    }
+    for protocol in find_task(task).expect(task).protocols() {
+        for (skip_bad, shots) in [(false, 0), (true, 0), (true, 1)] {
+            let files = TaskFiles { skip_bad, shots: Some(shots), dev: Some(path.clone()), ..TaskFiles::new(&path) };
+            let Ok(read) = read_by(task, &files, protocol) else { continue };
+            for item in read.items {
+                let choices = asked(&item).len();
+                assert!(choices > 0 && item.gold.is_none_or(|gold| gold < choices), "{task}: {item:?}");
+                assert_eq!(item.shots.len(), shots);
+                item.before(shots, protocol);
+            }
+        }
+    }
+}
+
+/// The values of a JSON text, the `index`th of them (counted around) replaced.
+fn with_value(value: &mut Value, index: &mut usize, new: &Value) -> bool {
+    if *index == 0 {
+        *value = new.clone();
+        return true;
+    }
+    *index -= 1;
+    match value {
+        Value::Array(list) => list.iter_mut().any(|value| with_value(value, index, new)),
+        Value::Object(fields) => fields.values_mut().any(|value| with_value(value, index, new)),
+        _ => false,
+    }
+}
+
+fn strange_value() -> impl Strategy<Value = Value> {
+    let texts = ["", " ", "_", "-", "A", "1", "a  b", "_ _", "{A}", "İß", "\u{0}", "= a ="].map(Value::from);
+    let others = ["null", "true", "-1", "0", "1e300", "18446744073709551615", "[]", "{}", "[[]]", "[\"a\",\"b\"]"];
+    let others = others.map(|json| serde_json::from_str::<Value>(json).expect(json));
+    prop::sample::select([texts.as_slice(), others.as_slice()].concat())
+}
+
+fn any_task() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(tasks().iter().map(|entry| entry.name).collect::<Vec<_>>())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_bytes_never_panic(task in any_task(), bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        read_as(task, &bytes);
+    }
+
+    #[test]
+    fn random_text_never_panics(task in any_task(), text in "[\\[\\]{}\",:_ =#a1\\n\\r\u{e9}\u{4e00}]{0,80}") {
+        read_as(task, text.as_bytes());
+    }
+
+    #[test]
+    fn damaged_files_never_panic(
+        task in any_task(),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..4_usize), 1..6),
+    ) {
+        let mut bytes = fs::read(sample_file(task)).expect("fixture");
+        for (at, byte, how) in damage {
+            let at = at.index(bytes.len().max(1)).min(bytes.len().saturating_sub(1));
+            match how {
+                0 if !bytes.is_empty() => bytes[at] = byte,
+                1 if !bytes.is_empty() => _ = bytes.remove(at),
+                2 => bytes.truncate(at),
+                _ => bytes.insert(at, byte),
+            }
+        }
+        read_as(task, &bytes);
+    }
+
+    #[test]
+    fn strange_values_never_panic(
+        task in any_task(),
+        changes in prop::collection::vec((0..40_usize, strange_value()), 1..4),
+    ) {
+        let bytes = fs::read(sample_file(task)).expect("fixture");
+        // The whole file, or its first line.
+        let lines = bytes.split(|&byte| byte == b'\n');
+        let json = std::iter::once(&bytes[..]).chain(lines).find_map(|text| serde_json::from_slice::<Value>(text).ok());
+        if let Some(mut json) = json {
+            for (mut index, new) in changes {
+                with_value(&mut json, &mut index, &new);
+            }
+            read_as(task, json.to_string().as_bytes());
+        }
+    }
+}
+
+#[test]
+fn every_sample_is_read_whole() {
+    for entry in tasks() {
+        let path = sample_file(entry.name);
+        let read = read(entry.name, &path).map_err(|error| error.to_string()).expect(entry.name);
+        assert!(!read.items.is_empty() && read.bad.is_empty(), "{}", entry.name);
+    }
+}

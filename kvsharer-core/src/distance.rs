@@ -1,6 +1,6 @@
 //! How far apart two layers' caches are, and the order in which pairs are tried.
 
-use crate::{Averages, LayerId};
+use crate::{Averages, LayerId, LayerMap, Sharing};
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,36 @@ pub enum Order {
     Random,
 }
 
+/// What a layer that shares reads of another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Units {
+    /// Keys and values, as the paper has it.
+    #[default]
+    Both,
+    /// Keys alone; it keeps its own values. (An ablation that the paper's reviewers asked for.)
+    Keys,
+    /// Values alone.
+    Values,
+}
+
+impl Units {
+    /// The map applied to what is shared.
+    pub fn sharing(self, map: &LayerMap) -> Sharing {
+        let of = |wanted: bool| if wanted { map.clone() } else { LayerMap::default() };
+        Sharing::new(of(self != Units::Values), of(self != Units::Keys))
+    }
+
+    /// Distance of what would be shared: of both, the mean of the two.
+    pub fn distance(self, pair: &Pair) -> f64 {
+        match self {
+            Units::Both => (pair.key + pair.value) / 2.0,
+            Units::Keys => pair.key,
+            Units::Values => pair.value,
+        }
+    }
+}
+
 /// Two layers and the distance of their average caches.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pair {
@@ -40,13 +70,6 @@ pub struct Pair {
     pub key: f64,
     /// Distance of the average values.
     pub value: f64,
-}
-
-impl Pair {
-    /// The mean of both distances.
-    pub fn distance(&self) -> f64 {
-        (self.key + self.value) / 2.0
-    }
 }
 
 impl Distance {
@@ -87,10 +110,11 @@ impl Distance {
 
 impl Order {
     /// Sorts pairs into the order of trial; equal distances keep their order by (donor, borrower).
-    pub fn sort(self, pairs: &mut [Pair], seed: u64) {
+    pub fn sort(self, pairs: &mut [Pair], units: Units, seed: u64) {
+        let distance = |pair: &Pair| units.distance(pair);
         match self {
-            Order::Dissimilar => pairs.sort_by(|a, b| b.distance().total_cmp(&a.distance())),
-            Order::Similar => pairs.sort_by(|a, b| a.distance().total_cmp(&b.distance())),
+            Order::Dissimilar => pairs.sort_by(|a, b| distance(b).total_cmp(&distance(a))),
+            Order::Similar => pairs.sort_by(|a, b| distance(a).total_cmp(&distance(b))),
             Order::Random => pairs.shuffle(&mut ChaCha8Rng::seed_from_u64(seed)),
         }
     }
@@ -114,7 +138,7 @@ mod tests {
         let expected = [pair(0, 1), pair(0, 2), pair(1, 2)];
         for order in [Order::Dissimilar, Order::Similar] {
             let mut pairs = expected;
-            order.sort(&mut pairs, 0);
+            order.sort(&mut pairs, Units::Both, 0);
             assert_eq!(pairs, expected);
         }
     }

@@ -80,7 +80,7 @@ pub use attend::{Fresh, Hidden, MaskCache, Pass, attend};
 pub use budget::{Budget, Lengths};
 pub use cache::{Attend, Cache, CacheOptions, KeptTokens};
 pub use calibrate::{Averages, CalibrationError, CalibrationSet, hex};
-pub use distance::{Distance, Order, Pair};
+pub use distance::{Distance, Order, Pair, Units};
 pub use error::{CacheError, PlanError};
 pub use fs::write_atomically;
 pub use gate::Gate;

@@ -2,9 +2,7 @@
 //! while the model's output stays similar, stop at the number asked for.
 
 use crate::replay::batches;
-use crate::{
-    Averages, CacheError, CalibrationSet, Distance, Gate, LayerId, LayerMap, Order, Pair, SearchModel, Sharing,
-};
+use crate::{Averages, CacheError, CalibrationSet, Distance, Gate, LayerId, LayerMap, Order, Pair, SearchModel, Units};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -46,6 +44,8 @@ pub struct SearchOptions {
     pub share: usize,
     /// How caches are compared.
     pub distance: Distance,
+    /// What is shared.
+    pub units: Units,
     /// Which pairs come first.
     pub order: Order,
     /// How outputs are compared.
@@ -67,6 +67,7 @@ impl SearchOptions {
         Self {
             share,
             distance: Distance::default(),
+            units: Units::default(),
             order: Order::default(),
             gate: Gate::default(),
             threshold: 0.5,
@@ -110,7 +111,7 @@ pub struct Progress<'a> {
 /// What a search found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Found {
-    /// The map, for keys and values alike.
+    /// The map, of what [`SearchOptions::units`] shares.
     pub map: LayerMap,
     /// All pairs in the order of trial.
     pub ranking: Vec<Pair>,
@@ -143,10 +144,10 @@ pub fn search<M: SearchModel>(
     let mut batches = batches(model, set, options.batch)?;
     let mut ranking = options.distance.pairs(&Averages::over(model.shape(), &batches)?);
     let not_finite = |what, pair: &Pair| SearchError::NotFinite { what, donor: pair.donor, borrower: pair.borrower };
-    if let Some(pair) = ranking.iter().find(|pair| !pair.distance().is_finite()) {
+    if let Some(pair) = ranking.iter().find(|pair| !options.units.distance(pair).is_finite()) {
         return Err(not_finite("distance", pair));
     }
-    options.order.sort(&mut ranking, options.seed);
+    options.order.sort(&mut ranking, options.units, options.seed);
 
     let mut map = LayerMap::default();
     let (mut trials, mut layers_run) = (Vec::new(), layers);
@@ -159,7 +160,7 @@ pub fn search<M: SearchModel>(
         }
         let mut candidate = map.clone();
         candidate.share(pair.borrower, pair.donor);
-        let sharing = Sharing::new(candidate.clone(), candidate.clone());
+        let sharing = options.units.sharing(&candidate);
         let runs = batches
             .par_iter()
             .map(|batch| batch.try_from_layer(model, pair.borrower, &sharing))
@@ -173,7 +174,7 @@ pub fn search<M: SearchModel>(
         let trial = Trial {
             borrower: pair.borrower,
             donor: candidate.donor(pair.borrower).unwrap_or(pair.donor),
-            distance: pair.distance(),
+            distance: options.units.distance(pair),
             similarity,
             accepted: similarity > options.threshold,
         };

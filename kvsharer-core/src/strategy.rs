@@ -2,7 +2,7 @@
 
 use crate::{
     CalibrationSet, Distance, Found, Gate, Kv, LayerId, LayerMap, Order, PlanError, SearchOptions, Sharing, Trial,
-    write_atomically,
+    Units, write_atomically,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -98,6 +98,9 @@ pub struct Fingerprint {
 pub struct SearchRecord {
     /// Name of the search.
     pub name: String,
+    /// What was shared.
+    #[serde(default)]
+    pub units: Units,
     /// Order of trial.
     pub order: Order,
     /// Distance that ranked the pairs.
@@ -152,14 +155,15 @@ pub struct Strategy {
 impl Strategy {
     /// The record of a search.
     pub fn new(model: Fingerprint, set: &CalibrationSet, options: &SearchOptions, found: &Found) -> Self {
-        let map: BTreeMap<_, _> = found.map.iter().collect();
+        let sharing = options.units.sharing(&found.map);
         Self {
             version: VERSION,
             model,
-            key_map: map.clone(),
-            value_map: map,
+            key_map: sharing.keys().iter().collect(),
+            value_map: sharing.values().iter().collect(),
             search: SearchRecord {
                 name: "paper".into(),
+                units: options.units,
                 order: options.order,
                 distance: options.distance,
                 gate: options.gate,

@@ -129,3 +129,18 @@ fn all_layers_but_the_first_can_share_and_every_donor_owns_its_cache() {
         assert!(found.map.iter().all(|(_, donor)| found.map.donor(donor).is_none()));
     }
 }
+
+#[test]
+fn keys_or_values_alone_are_shared_by_their_own_distance_and_the_rest_stays_with_its_layer() {
+    use kvsharer_core::Units;
+    let (model, set) = (model(), set(&[12, 9]));
+    for (units, shares_keys) in [(Units::Keys, true), (Units::Values, false)] {
+        let options = SearchOptions { units, threshold: -1.0, ..SearchOptions::new(2) };
+        let found = search(&model, &set, &options, |_| {}).unwrap();
+        assert!(found.ranking.windows(2).all(|pair| units.distance(&pair[0]) >= units.distance(&pair[1])));
+        let sharing = units.sharing(&found.map);
+        assert_eq!(sharing.keys().is_empty(), !shares_keys);
+        assert_eq!(sharing.values().is_empty(), shares_keys);
+        assert_eq!(sharing.keys().len() + sharing.values().len(), 2);
+    }
+}

@@ -1,9 +1,10 @@
 //! Errors of evaluations.
 
+use crate::experiment::ExperimentError;
 use crate::needles::NeedleError;
 use crate::tasks::{Place, TaskError};
 use kvsharer_compress::SpecError;
-use kvsharer_core::{CacheError, PlanError};
+use kvsharer_core::{CacheError, CalibrationError, PlanError, SearchError, StrategyError};
 use kvsharer_models::ModelError;
 use kvsharer_models::import::ImportError;
 use std::path::PathBuf;
@@ -123,6 +124,41 @@ pub enum EvalError {
         tokens: usize,
         /// Tokens of the shortest text that can be scored.
         least: usize,
+    },
+    /// A calibration text without samples.
+    #[error("{}: {source}", path.display())]
+    Calibration {
+        /// The text.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: CalibrationError,
+    },
+    /// An experiment or its results.
+    #[error(transparent)]
+    Experiment(Box<ExperimentError>),
+    /// A search.
+    #[error(transparent)]
+    Search(#[from] SearchError),
+    /// A strategy file.
+    #[error(transparent)]
+    Strategy(#[from] StrategyError),
+    /// Nothing to time.
+    #[error("batch {batch}, prompt {prompt}, generate {generate}, repeats {repeats}: each must be at least 1")]
+    EmptyBench {
+        /// Sequences.
+        batch: usize,
+        /// Tokens of a prompt.
+        prompt: usize,
+        /// Tokens to generate.
+        generate: usize,
+        /// Repeats.
+        repeats: usize,
+    },
+    /// A share of the full cache's bytes for a task whose lengths vary.
+    #[error("a stack with kv_share needs a task of fixed lengths (perplexity, stepwise, a bench), `{task}` has none")]
+    NoLengths {
+        /// The task.
+        task: String,
     },
     /// Retrieval prompts that cannot be made.
     #[error(transparent)]

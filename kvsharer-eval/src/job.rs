@@ -212,6 +212,21 @@ impl Job {
         }
     }
 
+    /// Sequences that share a cache, and their lengths, where the task fixes them.
+    ///
+    /// # Errors
+    /// [`EvalError::NoLengths`].
+    pub fn lengths(&self) -> Result<(usize, Lengths), EvalError> {
+        match self.kind {
+            Kind::Windows { .. } => Ok((1, self.spec.window.into())),
+            Kind::Stepwise { .. } => {
+                let prompt = self.spec.stepwise().prompt();
+                Ok((self.spec.batch, Lengths { prompt, tokens: self.spec.window }))
+            }
+            _ => Err(EvalError::NoLengths { task: self.spec.task.clone() }),
+        }
+    }
+
     /// Runs it; `stack` makes the policies of a cache.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 
 mod error;
 mod evaluation;
+pub mod experiment;
 mod job;
 mod logits;
 pub mod metrics;

@@ -1,5 +1,6 @@
 //! How many layers to share, `8` or `25%`.
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
@@ -25,6 +26,29 @@ impl Share {
             Share::Layers(count) => count,
             Share::Percent(percent) => ((layers as f64 * percent / 100.0 + 0.5).floor() as usize).max(1),
         }
+    }
+}
+
+impl Serialize for Share {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A text as on the command line, or a number of layers.
+impl<'de> Deserialize<'de> for Share {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Typed {
+            Layers(u64),
+            Text(String),
+        }
+        let text = match Typed::deserialize(deserializer)? {
+            Typed::Layers(layers) => layers.to_string(),
+            Typed::Text(text) => text,
+        };
+        text.parse().map_err(D::Error::custom)
     }
 }
 

@@ -109,6 +109,96 @@ fn bad_items_of_each_form_are_named() {
 }
 
 #[test]
+fn what_the_prompts_rest_on_is_checked() {
+    let wsc = |index: usize, pronoun: &str| {
+        format!(
+            r#"{{"text": "Tom ran when he fell", "target": {{"span1_text": "Tom", "span1_index": 0, "span2_text": "{pronoun}", "span2_index": {index}}}, "label": true}}"#
+        )
+    };
+    assert_eq!(read_text("wsc", "a.jsonl", wsc(3, "he")).expect("items").items[0].gold, Some(1));
+    refused("wsc", "a.jsonl", wsc(5, "he"), 1, "`target.span2_index` is 5, expected 0 to 4");
+    refused("wsc", "a.jsonl", wsc(3, "she"), 1, "`target.span2_text` stands nowhere in `text`");
+
+    let blank =
+        |sentence: &str| format!(r#"{{"sentence": "{sentence}", "option1": "a", "option2": "b", "answer": "1"}}"#);
+    refused("winogrande", "a.jsonl", blank("no blank"), 1, "`sentence` has no `_`");
+    refused("winogrande", "a.jsonl", blank("it ends with _ "), 1, "`sentence` has nothing after its `_`");
+    refused(
+        "winogrande",
+        "a.jsonl",
+        blank("_ x").replace("\"1\"", "\"\""),
+        1,
+        "`answer` is \"\", expected a whole number",
+    );
+
+    let ai2 = |label: &str, key: &str| {
+        let choices = r#"[{"text": "a", "label": "A"}, {"text": "b", "label": "LABEL"}]"#.replace("LABEL", label);
+        format!(r#"{{"question": {{"stem": "s", "choices": {choices}}}, "answerKey": "{key}"}}"#)
+    };
+    refused("arc_easy", "a.jsonl", ai2("B", "C"), 1, "`answerKey` is C, expected A, B");
+    refused("openbookqa", "a.jsonl", ai2("B", ""), 1, "`answerKey` is , expected A, B");
+    refused("commonsense_qa", "a.jsonl", ai2("B", "A"), 1, "`question.choices` is A, B, expected A, B, C, D, E");
+    assert_eq!(read_text("arc_easy", "a.jsonl", ai2("2", "2")).expect("items").items[0].gold, Some(1));
+
+    let copa = r#"{"premise": "p.", "question": "reason", "choice1": "a", "choice2": "b", "label": 0}"#;
+    refused("copa", "a.jsonl", copa, 1, "`question` is reason, expected cause, effect");
+    let swag = r#"{"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "endings": ["d", "[e]", "f", "g"], "label": 0}"#;
+    refused("hellaswag", "a.jsonl", swag, 1, "choice 1 is empty");
+    refused("hellaswag", "a.jsonl", swag.replace(", \"g\"", ""), 1, "choice 1 is empty");
+    refused("hellaswag", "a.jsonl", swag.replace("[e]", "e").replace(", \"g\"", ""), 1, "has 3 choices, expected 4");
+    refused(
+        "boolq",
+        "a.jsonl",
+        r#"{"passage": "p", "question": "q", "label": 1}"#,
+        1,
+        "`label` is 1, expected true or false",
+    );
+}
+
+#[test]
+fn articles_of_another_level_are_refused() {
+    let article = |id: &str, answers: &str| {
+        format!(
+            r#"{{"id": "{id}", "article": "a", "questions": ["q"], "options": [["1", "2", "3", "4"]], "answers": {answers}}}"#
+        )
+    };
+    for task in ["race", "race-high"] {
+        assert_eq!(read_text(task, "1.txt", article("high1.txt", "[\"D\"]")).expect("items").items[0].gold, Some(3));
+        let other = article("middle1.txt", "[\"D\"]");
+        refused(task, "1.txt", other, 1, "`id` is middle1.txt, expected one of the level high");
+        refused(task, "1.txt", article("high1.txt", "[\"E\"]"), 1, "`answers.0` is E, expected A, B, C, D");
+        refused(task, "1.txt", article("high1.txt", "[]"), 1, "1 questions, but 0 answers");
+    }
+}
+
+#[test]
+fn a_file_with_nothing_but_bad_items_is_refused() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = write(&folder, "own.jsonl", "{}\n{}\n");
+    let error = read_by("choices", &TaskFiles { skip_bad: true, ..TaskFiles::new(&path) }, Protocol::LmEval);
+    let error = error.map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("own.jsonl:1: has no `query`"), "{error}");
+}
+
+#[test]
+fn hashes_tell_files_apart() {
+    let folder = tempfile::tempdir().expect("folder");
+    let hash =
+        |task: &str, path: &Path, shots| TaskFiles::new(path).hash(find_task(task).expect(task), shots).expect("hash");
+    let one = write(&folder, "own.jsonl", "abc");
+    let of_abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    assert_eq!(hash("choices", &one, 0), of_abc, "of one file, that which sha256sum tells");
+    let labels = write(&folder, "own-labels.lst", "0");
+    let labelled = hash("piqa", &one, 0);
+    fs::write(&labels, "1").expect("file");
+    assert_ne!(hash("piqa", &one, 0), labelled, "labels count");
+    let test = write(&folder, "test/anatomy.csv", "a");
+    write(&folder, "dev/anatomy.csv", "b");
+    assert_ne!(hash("cmmlu", &test, 0), hash("cmmlu", &test, 1), "examples count");
+    assert_eq!(hash("cmmlu", folder.path(), 1), hash("cmmlu", &test, 1));
+}
+
+#[test]
 fn items_inside_one_json_file_have_their_own_lines() {
     let question = |answer: &str| format!(r#"{{"question": "[{{\"", "choice": ["一", "二"], "answer": "{answer}"}}"#);
     let c3 =
@@ -146,13 +236,13 @@ fn bad_csv_is_named() {
     refused("cmmlu", "anatomy.csv", after("1,问,一,二,三,A\n"), 3, "is no CSV record (6 columns, expected 7)");
     refused("cmmlu", "anatomy.csv", after("1,\"问,一,二,三,四,A\n"), 3, "is no CSV record (");
     refused("cmmlu", "anatomy.csv", after("1,问,一,二,三,四,\"A"), 3, "is no CSV record (a quote is never closed");
-    refused("cmmlu", "anatomy.csv", after("1,问,一,二,三,四,E\n"), 3, "`6` is E, expected A, B, C, D");
-    refused("cmmlu", "anatomy.csv", after("1,,一,二,三,四,A\n"), 3, "`1` is empty");
+    refused("cmmlu", "anatomy.csv", after("1,问,一,二,三,四,E\n"), 3, "`Answer` is E, expected A, B, C, D");
+    refused("cmmlu", "anatomy.csv", after("1,,一,二,三,四,A\n"), 3, "`Question` is empty");
     refused("cmmlu", "cooking.csv", after(""), 2, "`cooking`, the name of the file, is no subject of CMMLU");
     refused("cmmlu", "anatomy.csv", [after("").as_bytes(), b"1,\xff,a,b,c,d,A\n"].concat(), 3, "is no UTF-8 text");
     refused("cmmlu", "anatomy.csv", row, 1, "is no CSV record (no header `,Question,A,B,C,D,Answer`)");
     let lines = "1,\"问\n二\n三\",一,二,三,四,A\r\n2,问,一,二,三,四,F\r\n";
-    refused("cmmlu", "anatomy.csv", after(lines), 6, "`6` is F");
+    refused("cmmlu", "anatomy.csv", after(lines), 6, "`Answer` is F");
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //!
 //! Sources: lm-eval `cmmlu`, OpenCompass `cmmlu_ppl_8b9c76` (5 examples of the subject, from `dev/`).
 
-use super::mmlu::dev_beside;
-use super::prompt::{LETTERS, ROUNDS_JOINT, letter_choices, lettered};
+use super::mmlu::{dev_beside, options};
+use super::prompt::{LETTERS, ROUNDS_JOINT, letter_choices};
 use super::python::strip;
 use super::read::{Reader, Rows, bad, csv, files, part_of};
 use super::{Entry, Fault, Item, Row, Rules, TaskError};
@@ -26,10 +26,11 @@ pub(super) const ENTRY: Entry = Entry {
 fn rows(path: &Path) -> Result<Rows, TaskError> {
     let subject = path.file_stem().unwrap_or_default().to_string_lossy();
     let named = |row: Row| Row { subset: Some(subject.clone().into_owned()), ..row };
-    let mut rows = csv(path, 7)?.into_iter().map(|row| row.map(named));
+    let mut rows =
+        csv(path, &["number", "Question", "A", "B", "C", "D", "Answer"])?.into_iter().map(|row| row.map(named));
     match rows.next() {
         // Without a header the first question would be lost.
-        Some(Ok(row)) if row.text("1") != Ok("Question") => {
+        Some(Ok(row)) if row.text("Question") != Ok("Question") => {
             let fault = Fault::Csv("no header `,Question,A,B,C,D,Answer`".into());
             let first = Err(bad(&row.place, fault));
             Ok([first, Ok(row)].into_iter().chain(rows).collect())
@@ -41,16 +42,16 @@ fn rows(path: &Path) -> Result<Rows, TaskError> {
 
 fn lm_eval(row: &Row) -> Result<Option<Item>, Fault> {
     let letters = &LETTERS[..4];
-    let context = format!("{}\n{}\n答案：", strip(row.filled("1")?), options(row)?);
-    let item = Item::choices(&row.place, letter_choices(&context, letters), row.label("6", letters)?);
+    let context = format!("{}\n{}\n答案：", strip(row.filled("Question")?), options(row)?);
+    let item = Item::choices(&row.place, letter_choices(&context, letters), row.label("Answer", letters)?);
     Ok(Some(Item { head: format!("{}\n\n", head(row)?), ..item }))
 }
 
 fn opencompass(row: &Row) -> Result<Option<Item>, Fault> {
     let letters = &LETTERS[..4];
-    let asked = format!("{}\n题目：{}\n{}", head(row)?, row.filled("1")?, options(row)?);
+    let asked = format!("{}\n题目：{}\n{}", head(row)?, row.filled("Question")?, options(row)?);
     let prompts = letters.iter().map(|letter| format!("{asked}\n答案是: {letter}")).collect();
-    Ok(Some(Item::prompts(&row.place, prompts, row.label("6", letters)?).as_example(ROUNDS_JOINT)))
+    Ok(Some(Item::prompts(&row.place, prompts, row.label("Answer", letters)?).shown_with(ROUNDS_JOINT)))
 }
 
 fn head(row: &Row) -> Result<String, Fault> {
@@ -59,10 +60,6 @@ fn head(row: &Row) -> Result<String, Fault> {
     let name =
         name.ok_or_else(|| Fault::Broken(format!("`{subject}`, the name of the file, is no subject of CMMLU")))?;
     Ok(format!("以下是关于{name}的单项选择题，请直接给出正确答案的选项。"))
-}
-
-fn options(row: &Row) -> Result<String, Fault> {
-    Ok(lettered(&[row.text("2")?, row.text("3")?, row.text("4")?, row.text("5")?]))
 }
 
 /// The subjects' names in the prompts, the same in both harnesses.

@@ -29,7 +29,7 @@ fn lm_eval(row: &Row) -> Result<Option<Item>, Fault> {
 fn opencompass(row: &Row) -> Result<Option<Item>, Fault> {
     let asked = format!("Question: {}\n{}\nAnswer: ", row.filled("question.stem")?, options(row)?);
     let item = Item::prompts(&row.place, rounds(&asked, &LETTERS), row.label("answerKey", &LETTERS)?);
-    Ok(Some(item.as_example(ROUNDS_JOINT)))
+    Ok(Some(item.shown_with(ROUNDS_JOINT)))
 }
 
 fn options(row: &Row) -> Result<String, Fault> {

@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn markup_goes() {
-        assert_eq!(clean(" [header] How [title] Dig. [step]   Wait "), " How.  Dig.  Wait");
+        assert_eq!(clean(" [header] How [title] Dig. [step]   Wait "), " How. Dig.  Wait");
         assert_eq!(without_brackets("a [b [c] d] [e\nf] [g"), "a  d] [e\nf] [g");
     }
 }

@@ -116,7 +116,7 @@ impl Item {
 
     /// An item of OpenCompass' `PPLInferencer` that reads as its right prompt does when it is an example, with what stands
     /// between two examples and after the last.
-    pub(super) fn as_example(self, joint: (&'static str, &'static str)) -> Self {
+    pub(super) fn shown_with(self, joint: (&'static str, &'static str)) -> Self {
         let Ask::Prompts(prompts) = &self.ask else {
             return self;
         };

@@ -39,20 +39,20 @@ fn rows(path: &Path) -> Result<Rows, TaskError> {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let subject = ["_test", "_dev", "_val"].iter().find_map(|split| stem.strip_suffix(split)).unwrap_or(&stem);
     let named = |row: Row| Row { subset: Some(subject.into()), ..row };
-    Ok(csv(path, 6)?.into_iter().map(|row| row.map(named)).collect())
+    Ok(csv(path, &["question", "A", "B", "C", "D", "answer"])?.into_iter().map(|row| row.map(named)).collect())
 }
 
 fn lm_eval(row: &Row) -> Result<Option<Item>, Fault> {
     let letters = &LETTERS[..4];
-    let context = format!("{}\n{}\nAnswer:", strip(row.filled("0")?), options(row)?);
-    let item = Item::choices(&row.place, letter_choices(&context, letters), row.label("5", letters)?);
+    let context = format!("{}\n{}\nAnswer:", strip(row.filled("question")?), options(row)?);
+    let item = Item::choices(&row.place, letter_choices(&context, letters), row.label("answer", letters)?);
     Ok(Some(Item { head: format!("{} {}.\n\n", HEAD, subject(row)), ..item }))
 }
 
 fn opencompass(row: &Row) -> Result<Option<Item>, Fault> {
     let letters = &LETTERS[..4];
-    let asked = format!("{}\n{}\nAnswer: ", row.filled("0")?, options(row)?);
-    let gold = row.label("5", letters)?;
+    let asked = format!("{}\n{}\nAnswer: ", row.filled("question")?, options(row)?);
+    let gold = row.label("answer", letters)?;
     let prompts = letters.iter().map(|letter| format!("{asked}{letter}")).collect();
     let item = Item::prompts(&row.place, prompts, gold);
     // The configuration has two spaces before the subject, and a line break after an example.
@@ -66,7 +66,7 @@ fn subject(row: &Row) -> String {
     row.subset.as_deref().unwrap_or_default().replace('_', " ")
 }
 
-/// The four options; the published files have empty ones.
-fn options(row: &Row) -> Result<String, Fault> {
-    Ok(lettered(&[row.text("1")?, row.text("2")?, row.text("3")?, row.text("4")?]))
+/// The four options, which may be empty.
+pub(super) fn options(row: &Row) -> Result<String, Fault> {
+    Ok(lettered(&[row.text("A")?, row.text("B")?, row.text("C")?, row.text("D")?]))
 }

@@ -1,8 +1,9 @@
 //! The published on-disk forms: JSON lines, JSON, CSV, text, folders of files.
 
 use super::{Fault, Place, Row, TaskError};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
+use std::str::Utf8Error;
 use std::sync::Arc;
 
 /// Rows in order of the file; a bad one does not hide those after it.
@@ -96,8 +97,8 @@ pub(super) fn whole_text(path: &Path) -> Result<String, TaskError> {
     text.map(|text| unix(&text)).map_err(|_| bad(&Place::new(&shared(path), 1), Fault::Utf8))
 }
 
-/// CSV records as lists of texts, with quotes as RFC 4180 has them. All records must have `columns` fields.
-pub(super) fn csv(path: &Path, columns: usize) -> Result<Rows, TaskError> {
+/// CSV records as objects with these fields, with quotes as RFC 4180 has them. All records must have all columns.
+pub(super) fn csv(path: &Path, columns: &[&str]) -> Result<Rows, TaskError> {
     let bytes = bytes(path)?;
     let path = shared(path);
     let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(&bytes[..]);
@@ -120,16 +121,18 @@ pub(super) fn csv(path: &Path, columns: usize) -> Result<Rows, TaskError> {
         let blank = raw.iter().take_while(|&&byte| byte == b'\n' || byte == b'\r');
         let blank = blank.filter(|&&byte| byte == b'\n').count() as u64;
         let place = csv_place(&path, record.position().map_or(1, csv::Position::line) + blank);
-        let fields: Result<Vec<Value>, _> =
-            record.iter().map(|field| std::str::from_utf8(field).map(|text| Value::from(unix(text)))).collect();
+        let texts = record.iter().map(|field| std::str::from_utf8(field).map(|text| Value::from(unix(text))));
+        let fields = columns.iter().zip(texts).map(|(name, text)| Ok(((*name).to_owned(), text?)));
+        let fields: Result<Map<String, Value>, Utf8Error> = fields.collect();
         rows.push(match fields {
             _ if end == bytes.len() && ends_in_quotes(raw) => {
                 Err(bad(&place, Fault::Csv("a quote is never closed".into())))
             }
-            Err(_) => Err(bad(&place, Fault::Utf8)),
-            Ok(fields) if fields.len() != columns => {
-                Err(bad(&place, Fault::Csv(format!("{} columns, expected {columns}", fields.len()))))
+            _ if record.len() != columns.len() => {
+                let what = format!("{} columns, expected {}", record.len(), columns.len());
+                Err(bad(&place, Fault::Csv(what)))
             }
+            Err(_) => Err(bad(&place, Fault::Utf8)),
             Ok(fields) => Ok(Row { place, value: fields.into(), subset: None }),
         });
     }
@@ -331,19 +334,22 @@ mod tests {
 
     #[test]
     fn csv_keeps_quotes_line_breaks_and_line_numbers() {
-        let rows = read(b"\xef\xbb\xbfa,\"b \"\"c\"\"\r\nd, \"\r\n\r\ne,5\" f\r\n", |path| csv(path, 2));
-        assert_eq!(rows, [(1, Ok(json!(["a", "b \"c\"\nd, "]))), (4, Ok(json!(["e", "5\" f"])))]);
+        let rows = read(b"\xef\xbb\xbfa,\"b \"\"c\"\"\r\nd, \"\r\n\r\ne,5\" f\r\n", |path| csv(path, &["x", "y"]));
+        assert_eq!(rows, [(1, Ok(json!({"x": "a", "y": "b \"c\"\nd, "}))), (4, Ok(json!({"x": "e", "y": "5\" f"})))]);
     }
 
     #[test]
     fn csv_refuses_wrong_columns_bytes_and_open_quotes() {
         let columns = (1, Err("is no CSV record (3 columns, expected 2)".into()));
-        assert_eq!(read(b"a,b,c\nd,e\n", |path| csv(path, 2)), [columns, (2, Ok(json!(["d", "e"])))]);
-        assert_eq!(read(b"a,\xff\n", |path| csv(path, 2)), [(1, Err("is no UTF-8 text".into()))]);
+        assert_eq!(
+            read(b"a,b,c\nd,e\n", |path| csv(path, &["x", "y"])),
+            [columns, (2, Ok(json!({"x": "d", "y": "e"})))]
+        );
+        assert_eq!(read(b"a,\xff\n", |path| csv(path, &["x", "y"])), [(1, Err("is no UTF-8 text".into()))]);
         let open = "is no CSV record (a quote is never closed)".to_owned();
-        assert_eq!(read(b"a,b\nc,\"d\ne,f\n", |path| csv(path, 2))[1], (2, Err(open)));
-        assert_eq!(read(b"a,5\"", |path| csv(path, 2)), [(1, Ok(json!(["a", "5\""])))]);
-        assert_eq!(read(b"a,\"b\"\"\"", |path| csv(path, 2)), [(1, Ok(json!(["a", "b\""])))]);
+        assert_eq!(read(b"a,b\nc,\"d\ne,f\n", |path| csv(path, &["x", "y"]))[1], (2, Err(open)));
+        assert_eq!(read(b"a,5\"", |path| csv(path, &["x", "y"])), [(1, Ok(json!({"x": "a", "y": "5\""})))]);
+        assert_eq!(read(b"a,\"b\"\"\"", |path| csv(path, &["x", "y"])), [(1, Ok(json!({"x": "a", "y": "b\""})))]);
     }
 
     #[test]

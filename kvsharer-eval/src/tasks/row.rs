@@ -180,13 +180,13 @@ mod tests {
 
     #[test]
     fn keys_lead_into_objects_and_lists() {
-        let row = row(json!({"question": {"choices": [{"text": "a"}, {"text": "b"}]}, "7": "seven"}));
-        assert_eq!(row.text("question.choices.1.text").unwrap(), "b");
+        let row = row(json!({"question": {"choices": [{"text": "a"}, {"text": "b, and longer"}]}, "7": "seven"}));
+        assert_eq!(row.text("question.choices.1.text").unwrap(), "b, and longer");
         assert_eq!(row.text("7").unwrap(), "seven");
         assert_eq!(fault(row.text("question.choices.2.text")), "has no `question.choices.2.text`");
         assert_eq!(
             fault(row.list("question")),
-            "`question` is {\"choices\":[{\"text\":\"a\"},{\"text\":\"b…, expected a list"
+            "`question` is {\"choices\":[{\"text\":\"a\"},{\"text\":\"b, and…, expected a list"
         );
     }
 

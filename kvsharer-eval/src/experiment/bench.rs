@@ -1,0 +1,156 @@
+//! Memory and speed of prefill and decoding, as in the paper's table 2.
+
+use crate::{EvalError, Spread};
+use burn::tensor::{DType, Tensor};
+use kvsharer_core::{Cache, Lengths, SearchModel, Stack};
+use kvsharer_models::{Decoder, ModelError};
+use serde::{Deserialize, Serialize};
+use std::time::Instant;
+
+/// What to time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BenchSpec {
+    /// Sequences at once.
+    pub batch: Vec<usize>,
+    /// Tokens of a prompt.
+    pub prompt: usize,
+    /// Tokens generated after it.
+    pub generate: usize,
+    /// Repeats after a warm-up.
+    pub repeats: usize,
+}
+
+impl Default for BenchSpec {
+    fn default() -> Self {
+        Self { batch: vec![1], prompt: 512, generate: 128, repeats: 3 }
+    }
+}
+
+/// One line of `bench`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BenchRow {
+    /// Sequences.
+    pub batch: usize,
+    /// Tokens of the prompt.
+    pub prompt: usize,
+    /// Tokens generated.
+    pub generated: usize,
+    /// Milliseconds until the scores of the prompts' last tokens are on the host.
+    pub prefill_ms: Spread,
+    /// Milliseconds of a decoding step of all sequences.
+    pub decode_ms_per_step: Spread,
+    /// Tokens generated a second by all sequences, decoding alone.
+    pub tokens_per_second: Spread,
+    /// Tokens generated a second, the prefill's time counted in.
+    pub tokens_per_second_with_prefill: Spread,
+    /// KV bytes that the plan says.
+    pub kv_bytes_plan: usize,
+    /// KV bytes that the buffers hold after the last step.
+    pub kv_bytes: usize,
+    /// Bytes in use by the device's allocator after the last step; `None` where the backend does not tell.
+    pub bytes_in_use: Option<u64>,
+    /// Bytes reserved by it.
+    pub bytes_reserved: Option<u64>,
+    /// Largest resident set of the process so far, in bytes; `None` where the system does not tell.
+    pub peak_rss: Option<u64>,
+    /// Seconds of the warm-up: kernel compilation and autotuning are in it.
+    pub warmup_seconds: f64,
+}
+
+/// Times a prefill of `batch` prompts and the decoding after it, `repeats` times after one run to warm up. Tokens are
+/// drawn from the vocabulary in a fixed order, the same in every configuration, and each step ends when its scores are
+/// on the host, as sampling needs them.
+///
+/// # Errors
+/// [`EvalError`] for lengths of 0, or whatever model, policies and cache refuse.
+pub fn bench<'p>(
+    model: &Decoder,
+    spec: &BenchSpec,
+    batch: usize,
+    stack: impl Fn() -> Result<Stack<'p>, EvalError>,
+    done: impl Fn(usize),
+) -> Result<BenchRow, EvalError> {
+    if batch == 0 || spec.prompt == 0 || spec.generate == 0 || spec.repeats == 0 {
+        return Err(EvalError::EmptyBench {
+            batch,
+            prompt: spec.prompt,
+            generate: spec.generate,
+            repeats: spec.repeats,
+        });
+    }
+    let tokens = spec.prompt + spec.generate;
+    let options = model.cache_options(batch, tokens).for_prompt(spec.prompt);
+    let mut cache = Cache::new(model.shape(), stack()?, options, &model.device())?;
+    let kv_bytes_plan = cache.plan().bytes(batch, Lengths::new(spec.prompt, tokens), model.dtype().size());
+    let mut once = || -> Result<(f64, Vec<f64>), EvalError> {
+        cache.reset();
+        let rows: Vec<Vec<u32>> = (0..batch).map(|row| token_row(row, 0..spec.prompt, model.config().vocab)).collect();
+        let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+        let start = Instant::now();
+        let hidden = model.forward(&rows, &mut cache)?;
+        scores(model, hidden.slice_dim(1, spec.prompt - 1..spec.prompt))?;
+        let prefill = start.elapsed().as_secs_f64();
+        let mut steps = Vec::with_capacity(spec.generate);
+        for at in spec.prompt..tokens {
+            let rows: Vec<Vec<u32>> = (0..batch).map(|row| token_row(row, at..at + 1, model.config().vocab)).collect();
+            let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+            let start = Instant::now();
+            scores(model, model.forward(&rows, &mut cache)?)?;
+            steps.push(start.elapsed().as_secs_f64());
+        }
+        done(1);
+        Ok((prefill, steps))
+    };
+    let start = Instant::now();
+    once()?;
+    let warmup_seconds = start.elapsed().as_secs_f64();
+    let runs: Vec<(f64, Vec<f64>)> = (0..spec.repeats).map(|_| once()).collect::<Result<_, _>>()?;
+    let new = (batch * spec.generate) as f64;
+    let of = |value: &dyn Fn(&(f64, Vec<f64>)) -> f64| Spread::of(runs.iter().map(value).collect());
+    let usage = model.device().memory_pool_usage();
+    Ok(BenchRow {
+        batch,
+        prompt: spec.prompt,
+        generated: spec.generate,
+        prefill_ms: of(&|(prefill, _)| prefill * 1e3),
+        decode_ms_per_step: Spread::of(runs.iter().flat_map(|(_, steps)| steps).map(|step| step * 1e3).collect()),
+        tokens_per_second: of(&|(_, steps)| new / steps.iter().sum::<f64>()),
+        tokens_per_second_with_prefill: of(&|(prefill, steps)| new / (prefill + steps.iter().sum::<f64>())),
+        kv_bytes_plan,
+        kv_bytes: cache.bytes(),
+        bytes_in_use: usage.as_ref().map(|usage| usage.bytes_in_use),
+        bytes_reserved: usage.as_ref().map(|usage| usage.bytes_reserved),
+        peak_rss: peak_rss(),
+        warmup_seconds,
+    })
+}
+
+fn scores(model: &Decoder, hidden: Tensor<3>) -> Result<(), EvalError> {
+    let scores = model.logits(hidden).cast(DType::F32).try_into_data();
+    scores.map(drop).map_err(|error| ModelError::Device(error.to_string()).into())
+}
+
+fn token_row(row: usize, positions: std::ops::Range<usize>, vocab: usize) -> Vec<u32> {
+    positions.map(|at| ((at * 31 + row * 17 + 7) % vocab) as u32).collect()
+}
+
+/// Largest resident set of this process, from the kernel (Linux: `VmHWM` of /proc/self/status).
+fn peak_rss() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn linux_tells_the_peak_of_the_resident_set() {
+        if cfg!(target_os = "linux") {
+            assert!(peak_rss().is_some_and(|bytes| bytes > 1 << 20));
+        }
+    }
+}

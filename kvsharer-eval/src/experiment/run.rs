@@ -1,0 +1,311 @@
+//! Running the cells that have no result yet.
+
+use super::file::{Cell, CellKind, Experiment, Shard, StrategySpec};
+use super::record::{Record, Records, check_same};
+use super::{ExperimentError, SearchSpec, bench};
+use crate::{BenchmarkOptions, EvalError, Job, Step, Target, build_stack, solve_budget};
+use burn::tensor::{DType, Device};
+use kvsharer_core::{Lengths, Plan, Sharing, Stack, Strategy, hex, search};
+use kvsharer_models::{Decoder, ModelFiles, ModelTokenizer, open_model};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// What a runner tells while it works.
+#[derive(Clone, Copy, Debug)]
+pub enum Watch<'a> {
+    /// So many cells of the shard have results already; so many bytes of an incomplete line were cut off.
+    Resumed {
+        /// Cells with results.
+        done: usize,
+        /// Cells of the shard.
+        of: usize,
+        /// Bytes that were cut off.
+        cut: usize,
+    },
+    /// A cell begins.
+    Begins(&'a Cell),
+    /// A search for a strategy begins.
+    Searches(&'a str),
+    /// A step of the running cell.
+    Step(Step),
+    /// A cell has its result on the disk.
+    Finished(&'a Record),
+    /// A cell failed; the others go on.
+    Failed(&'a Cell, &'a EvalError),
+}
+
+/// Everything beside the experiment that a run depends on.
+#[derive(Clone, Debug)]
+pub struct Runner {
+    /// Where to compute.
+    pub device: Device,
+    /// Its name.
+    pub device_name: String,
+    /// Dtype of weights and cache.
+    pub dtype: DType,
+    /// Its name.
+    pub dtype_name: String,
+    /// How much is run at once.
+    pub options: BenchmarkOptions,
+    /// Samples of a calibration batch, given all samples.
+    pub calibration_batch: fn(&Device, usize) -> usize,
+    /// Which cells.
+    pub shard: Shard,
+    /// Folder that relative paths of the experiment start from.
+    pub data: PathBuf,
+    /// The results file.
+    pub output: PathBuf,
+}
+
+/// A model that is loaded for a run of cells.
+struct Loaded {
+    name: String,
+    seed: u64,
+    files: ModelFiles,
+    hash: String,
+    model: Decoder,
+    /// Random weights have none.
+    tokenizer: Option<ModelTokenizer>,
+}
+
+impl Runner {
+    /// Runs all cells of the shard that have no result in the output file, one after the other; each uses all threads.
+    /// Gives the number of failed cells.
+    ///
+    /// # Errors
+    /// [`EvalError`] for files that cannot be read, [`ExperimentError`] in it for the results file. A cell that fails is
+    /// told of, and the others go on.
+    pub fn run(&self, experiment: &Experiment, watch: impl Fn(Watch<'_>) + Sync) -> Result<usize, EvalError> {
+        let hash = experiment.hash();
+        let cells: Vec<Cell> = experiment.cells().into_iter().filter(|cell| self.shard.has(cell)).collect();
+        let resolved = experiment.clone().with_paths_from(&self.data);
+        // Files are judged before anything is loaded or written for them.
+        let jobs: Vec<Job> = resolved.tasks.iter().cloned().map(|task| task.prepare()).collect::<Result<_, _>>()?;
+        for stack in &resolved.stacks {
+            build_stack(None, &stack.policies)?;
+        }
+        let mut records = Records::open(&self.output)?;
+        for (line, record) in (1..).zip(records.records()) {
+            let expected = Record {
+                experiment_hash: hash.clone(),
+                library: LIBRARY.into(),
+                device: self.device_name.clone(),
+                dtype: self.dtype_name.clone(),
+                ..record.clone()
+            };
+            check_same(&self.output, line, record, &expected)?;
+        }
+        let has = |cell: &Cell| records.records().iter().any(|record| record.cell == cell.index);
+        let open: Vec<Cell> = cells.iter().filter(|cell| !has(cell)).copied().collect();
+        watch(Watch::Resumed { done: cells.len() - open.len(), of: cells.len(), cut: records.cut() });
+        let (mut loaded, mut failed) = (None, 0);
+        for cell in open {
+            watch(Watch::Begins(&cell));
+            match self.cell(&resolved, &jobs, &cell, &mut loaded, &watch) {
+                Ok(record) => {
+                    let record = Record {
+                        experiment: experiment.name.clone(),
+                        experiment_hash: hash.clone(),
+                        cells: experiment.cells().len(),
+                        spec: match cell.kind {
+                            CellKind::Task(task) => json!(experiment.tasks[task]),
+                            CellKind::Bench(bench) => json!(experiment.benches[bench]),
+                        },
+                        ..record
+                    };
+                    records.append(record.clone())?;
+                    watch(Watch::Finished(&record));
+                }
+                Err(error) => {
+                    failed += 1;
+                    watch(Watch::Failed(&cell, &error));
+                }
+            }
+        }
+        Ok(failed)
+    }
+
+    fn cell(
+        &self,
+        experiment: &Experiment,
+        jobs: &[Job],
+        cell: &Cell,
+        loaded: &mut Option<Loaded>,
+        watch: &(impl Fn(Watch<'_>) + Sync),
+    ) -> Result<Record, EvalError> {
+        let seed = experiment.seeds[cell.seed];
+        let loaded = self.load(&experiment.models[cell.model], seed, loaded)?;
+        let strategy = self.strategy(&experiment.strategies[cell.strategy], loaded, seed, watch)?;
+        let sharing = match &strategy {
+            Some(strategy) => Some(strategy.sharing().map_err(EvalError::from)?),
+            None => None,
+        };
+        let start = Instant::now();
+        let stack = &experiment.stacks[cell.stack];
+        let policies = match (stack.kv_share, cell.kind) {
+            (None, _) => stack.policies.clone(),
+            (Some(share), kind) => {
+                let (batch, lengths) = match kind {
+                    CellKind::Task(task) => jobs[task].lengths()?,
+                    CellKind::Bench(bench) => {
+                        let spec = &experiment.benches[bench];
+                        let batch = spec.batch.iter().copied().max().unwrap_or(1);
+                        (batch, Lengths::new(spec.prompt, spec.prompt + spec.generate))
+                    }
+                };
+                self.solved(loaded, sharing.as_ref(), &stack.policies, share, batch, lengths)?
+            }
+        };
+        let stack_of = || build_stack(sharing.as_ref(), &policies);
+        let (result, (batch, lengths)) = match cell.kind {
+            CellKind::Task(task) => {
+                let tokenizer = match &loaded.tokenizer {
+                    Some(tokenizer) => tokenizer,
+                    None => return Err(loaded.files.tokenizer().err().map_or(EvalError::EmptyBatch, EvalError::from)),
+                };
+                let options = BenchmarkOptions { seed, ..self.options.clone() };
+                let progress = |step| watch(Watch::Step(step));
+                let evaluated = jobs[task].run(&loaded.model, tokenizer, &options, stack_of, progress)?;
+                (json!(evaluated.result), evaluated.largest)
+            }
+            CellKind::Bench(bench_index) => {
+                let spec = &experiment.benches[bench_index];
+                watch(Watch::Step(Step::Total(spec.batch.len() * (spec.repeats + 1))));
+                let done = |steps| watch(Watch::Step(Step::Done(steps)));
+                let rows = spec.batch.iter().map(|&batch| bench(&loaded.model, spec, batch, stack_of, done));
+                let rows = rows.collect::<Result<Vec<_>, _>>()?;
+                let batch = spec.batch.iter().copied().max().unwrap_or(1);
+                (json!(rows), (batch, Lengths::new(spec.prompt, spec.prompt + spec.generate)))
+            }
+        };
+        let shape = loaded.files.shape();
+        let bytes = |stack: &Stack<'_>| -> Result<usize, EvalError> {
+            Ok(Plan::new(&shape, stack)?.bytes(batch, lengths, self.dtype.size()))
+        };
+        let own = stack_of()?;
+        Ok(Record {
+            experiment: String::new(),
+            experiment_hash: String::new(),
+            cell: cell.index,
+            cells: 0,
+            library: LIBRARY.into(),
+            model: loaded.name.clone(),
+            model_hash: loaded.hash.clone(),
+            seed,
+            strategy: experiment.strategies[cell.strategy].name.clone(),
+            strategy_record: strategy.map_or(Value::Null, |strategy| {
+                let Strategy { key_map, value_map, search, calibration, reached, requested, .. } = strategy;
+                json!({ "key_map": key_map, "value_map": value_map, "search": search, "calibration": calibration, "reached": reached, "requested": requested })
+            }),
+            stack: stack.name.clone(),
+            policies: own.names(),
+            spec: Value::Null,
+            result,
+            plan_bytes: bytes(&own)?,
+            full_bytes: bytes(&Stack::new())?,
+            device: self.device_name.clone(),
+            dtype: self.dtype_name.clone(),
+            threads: rayon::current_num_threads(),
+            seconds: start.elapsed().as_secs_f64(),
+            finished: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        })
+    }
+
+    /// The model of a cell, kept for the next.
+    fn load<'a>(&self, name: &str, seed: u64, kept: &'a mut Option<Loaded>) -> Result<&'a Loaded, EvalError> {
+        // Only random weights depend on the seed.
+        let seed = if name.starts_with("random:") { seed } else { 0 };
+        let fits = kept.as_ref().is_some_and(|kept| kept.name == name && kept.seed == seed);
+        if !fits {
+            // Two models at once may not fit.
+            *kept = None;
+            let files = open_model(name, seed)?;
+            let hash = files.fingerprint()?.hash;
+            let model = files.load(&self.device, self.dtype)?;
+            let tokenizer = files.tokenizer().ok();
+            *kept = Some(Loaded { name: name.into(), seed, files, hash, model, tokenizer });
+        }
+        kept.as_ref().ok_or(EvalError::EmptyBatch)
+    }
+
+    fn strategy(
+        &self,
+        spec: &StrategySpec,
+        loaded: &Loaded,
+        seed: u64,
+        watch: &impl Fn(Watch<'_>),
+    ) -> Result<Option<Strategy>, EvalError> {
+        match (&spec.file, &spec.search) {
+            (None, None) => Ok(None),
+            (Some(path), _) => {
+                let strategy = Strategy::load(path)?;
+                strategy.check(&loaded.files.fingerprint()?)?;
+                Ok(Some(strategy))
+            }
+            (None, Some(search)) => self.searched(&spec.name, search, loaded, seed, watch).map(Some),
+        }
+    }
+
+    /// The strategy that a search finds, kept in a file beside the results so that it is found once.
+    fn searched(
+        &self,
+        name: &str,
+        spec: &SearchSpec,
+        loaded: &Loaded,
+        seed: u64,
+        watch: &impl Fn(Watch<'_>),
+    ) -> Result<Strategy, EvalError> {
+        let Some(tokenizer) = &loaded.tokenizer else {
+            return Err(loaded.files.tokenizer().err().map_or(EvalError::EmptyBatch, EvalError::from));
+        };
+        let set = spec.calibration(tokenizer, loaded.files.config().vocab)?;
+        let key = json!([spec, set.hash(), loaded.hash, seed, self.dtype_name, LIBRARY]).to_string();
+        let key = hex(&Sha256::digest(key))[..16].to_owned();
+        let folder = strategies_of(&self.output);
+        let path = folder.join(format!("{key}.json"));
+        if path.is_file() {
+            return Ok(Strategy::load(&path)?);
+        }
+        watch(Watch::Searches(name));
+        let batch = (self.calibration_batch)(&self.device, set.samples().len());
+        let options = spec.options(loaded.files.config().layers, seed, batch);
+        let found = search(&loaded.model, &set, &options, |_| {})?;
+        let strategy = Strategy::new(loaded.files.fingerprint()?, &set, &options, &found);
+        std::fs::create_dir_all(&folder).map_err(|source| EvalError::Io { path: folder.clone(), source })?;
+        strategy.save(&path)?;
+        Ok(strategy)
+    }
+
+    fn solved(
+        &self,
+        loaded: &Loaded,
+        sharing: Option<&Sharing>,
+        policies: &[String],
+        share: f64,
+        batch: usize,
+        lengths: Lengths,
+    ) -> Result<Vec<String>, EvalError> {
+        let shape = loaded.files.shape();
+        let full = Plan::new(&shape, &Stack::new())?.bytes(batch, lengths, self.dtype.size());
+        let bytes = (full as f64 * share) as usize;
+        let target = Target { bytes, batch, lengths, element_bytes: self.dtype.size() };
+        Ok(solve_budget(&shape, sharing, policies, target)?.policies)
+    }
+}
+
+/// Folder of the strategies that searches found for a results file.
+fn strategies_of(output: &Path) -> PathBuf {
+    let mut name = output.file_name().unwrap_or_default().to_owned();
+    name.push(".strategies");
+    output.with_file_name(name)
+}
+
+const LIBRARY: &str = concat!("kvsharer ", env!("CARGO_PKG_VERSION"));
+
+impl From<ExperimentError> for EvalError {
+    fn from(error: ExperimentError) -> Self {
+        EvalError::Experiment(Box::new(error))
+    }
+}

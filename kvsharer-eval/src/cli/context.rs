@@ -78,10 +78,15 @@ impl DeviceArg {
 
     /// Samples of a calibration batch that use the device well: one batch a thread on the CPU.
     pub(super) fn batch(&self, samples: usize) -> usize {
+        self.batch_of()(&self.device(), samples)
+    }
+
+    /// [`batch`](Self::batch) as a function.
+    pub(super) fn batch_of(&self) -> fn(&Device, usize) -> usize {
         match self {
-            DeviceArg::Cpu => samples.div_ceil(rayon::current_num_threads()),
+            DeviceArg::Cpu => |_, samples| samples.div_ceil(rayon::current_num_threads()),
             #[cfg(feature = "cuda")]
-            DeviceArg::Cuda(_) => samples,
+            DeviceArg::Cuda(_) => |_, samples| samples,
         }
     }
 }
@@ -218,17 +223,6 @@ impl StackPlan {
     pub(super) fn evicts(&self) -> bool {
         self.plan.groups().iter().any(|group| !group.budgets.is_empty())
     }
-}
-
-/// Reads a text file.
-pub(super) fn read_text(path: &Path) -> Result<String, CliError> {
-    let bytes = std::fs::read(path).map_err(|error| CliError::file(path, error))?;
-    String::from_utf8(bytes).map_err(|error| {
-        CliError::file(
-            path,
-            std::io::Error::new(std::io::ErrorKind::InvalidData, format!("is no UTF-8 text ({error})")),
-        )
-    })
 }
 
 /// Refuses an output file that cannot be written, before anything long runs. What is no regular file is refused too:

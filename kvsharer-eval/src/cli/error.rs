@@ -57,7 +57,10 @@ impl From<EvalError> for CliError {
             EvalError::Model(error) => error.into(),
             EvalError::Spec(error) => error.into(),
             EvalError::Plan(error) => error.into(),
-            EvalError::Task(
+            EvalError::Search(error) => error.into(),
+            EvalError::EmptyBench { .. }
+            | EvalError::NoLengths { .. }
+            | EvalError::Task(
                 TaskError::NoProtocol { .. } | TaskError::NoShots { .. } | TaskError::TooFewShots { .. },
             )
             | EvalError::UnknownTask { .. }

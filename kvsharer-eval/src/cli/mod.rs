@@ -1,5 +1,6 @@
 //! The command line: one file a command; what they have in common is in `context` and `output`.
 
+mod bench;
 mod context;
 mod demo;
 mod error;
@@ -7,8 +8,10 @@ mod eval;
 mod fetch;
 mod generate;
 mod list;
+mod merge;
 mod output;
 mod plan;
+mod run;
 mod search;
 
 use clap::{Args, Parser, Subcommand};
@@ -63,6 +66,12 @@ enum Command {
     Search(search::SearchArgs),
     /// Measure quality under a strategy and policies
     Eval(eval::EvalArgs),
+    /// Time prefill and decoding, and tell their memory
+    Bench(bench::BenchArgs),
+    /// Run an experiment file: models x strategies x policies x tasks; resumes where it stopped
+    Run(run::RunArgs),
+    /// Join the results of shards
+    Merge(merge::MergeArgs),
     /// Continue a prompt
     Generate(generate::GenerateArgs),
     /// The exact bytes of a cache before anything runs
@@ -74,7 +83,7 @@ pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("KVSHARER_LOG").unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
-    match run(cli) {
+    match dispatch(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             output::complain(&format!("error: {error}"));
@@ -86,7 +95,7 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<(), CliError> {
+fn dispatch(cli: Cli) -> Result<(), CliError> {
     let global = cli.global;
     if let Some(threads) = global.threads {
         // Fails only if a pool exists already, and nothing has run yet.
@@ -100,6 +109,9 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Tasks => list::tasks(&global),
         Command::Search(args) => search::run(&args, &global),
         Command::Eval(args) => eval::run(&args, &global),
+        Command::Bench(args) => bench::run(&args, &global),
+        Command::Run(args) => run::run(&args, &global),
+        Command::Merge(args) => merge::run(&args, &global),
         Command::Generate(args) => generate::run(&args, &global),
         Command::Plan(args) => plan::run(&args, &global),
     }

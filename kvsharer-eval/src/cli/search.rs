@@ -1,13 +1,14 @@
 //! `kvsharer search`.
 
 use super::Global;
-use super::context::{ModelArg, check_output, load, read_text};
+use super::context::{ModelArg, check_output, load};
 use super::error::CliError;
 use super::output::{bar, complain, emit, emit_json};
 use clap::{Args, ValueEnum};
-use kvsharer_core::{CalibrationSet, Distance, Found, Gate, LayerMap, Order, SearchOptions, Strategy, search};
-use kvsharer_eval::{Share, texts};
-use kvsharer_models::{Decoder, ModelError, ModelFiles, ModelTokenizer};
+use kvsharer_core::{CalibrationSet, Distance, Found, Gate, LayerMap, Order, Strategy, Units, search};
+use kvsharer_eval::Share;
+use kvsharer_eval::experiment::SearchSpec;
+use kvsharer_models::{Decoder, ModelFiles, ModelTokenizer};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -36,6 +37,9 @@ pub(super) struct SearchFlags {
     /// How pairs are chosen
     #[arg(long, value_enum, default_value_t = StrategySearch::Paper)]
     strategy_search: StrategySearch,
+    /// What is shared: keys and values, or one of them alone
+    #[arg(long, value_enum, default_value_t = UnitsArg::Both)]
+    units: UnitsArg,
     /// How two layers' average caches are compared: as the official code or as the paper has it
     #[arg(long, value_enum, default_value_t = Variant::Code)]
     distance: Variant,
@@ -66,6 +70,13 @@ pub(super) struct SearchFlags {
 enum StrategySearch {
     /// arXiv 2410.18517: in the order of distance, gated by the output's cosine
     Paper,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum UnitsArg {
+    Both,
+    Keys,
+    Values,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -156,25 +167,43 @@ impl SearchFlags {
         Ok(())
     }
 
+    /// The search as typed.
+    fn spec(&self) -> SearchSpec {
+        SearchSpec {
+            share: self.share,
+            units: match self.units {
+                UnitsArg::Both => Units::Both,
+                UnitsArg::Keys => Units::Keys,
+                UnitsArg::Values => Units::Values,
+            },
+            order: match self.order {
+                OrderArg::Dissimilar => Order::Dissimilar,
+                OrderArg::Similar => Order::Similar,
+                OrderArg::Random => Order::Random,
+            },
+            distance: match self.distance {
+                Variant::Code => Distance::Code,
+                Variant::Paper => Distance::Paper,
+            },
+            gate: match self.gate {
+                Variant::Code => Gate::Code,
+                Variant::Paper => Gate::Paper,
+            },
+            threshold: self.threshold,
+            calibration: self.calibration.clone(),
+            samples: self.samples as usize,
+            sample_tokens: self.sample_tokens as usize,
+            max_trials: self.max_trials,
+        }
+    }
+
     /// The samples, tokenised.
     pub(super) fn calibration(
         &self,
         files: &ModelFiles,
         tokenizer: &ModelTokenizer,
     ) -> Result<CalibrationSet, CliError> {
-        let own = self.calibration.as_deref().map(read_text).transpose()?;
-        let text = own.as_deref().unwrap_or(texts::CALIBRATION);
-        let lines: Vec<&str> = texts::samples(text).take(self.samples as usize).collect();
-        let ids = tokenizer.encode_batch(&lines).map_err(CliError::failure)?;
-        let vocab = files.config().vocab;
-        if let Some(&id) = ids.iter().flatten().find(|&&id| id as usize >= vocab) {
-            return Err(ModelError::TokenOutOfRange { id, vocab }.into());
-        }
-        let set = CalibrationSet::new(ids, self.sample_tokens as usize);
-        set.map_err(|error| match &self.calibration {
-            Some(path) => CliError::Failure(format!("{}: {error}", path.display()).into()),
-            None => CliError::failure(error),
-        })
+        Ok(self.spec().calibration(tokenizer, files.config().vocab)?)
     }
 
     pub(super) fn search(
@@ -184,26 +213,8 @@ impl SearchFlags {
         set: &CalibrationSet,
         global: &Global,
     ) -> Result<Searched, CliError> {
-        let options = SearchOptions {
-            distance: match self.distance {
-                Variant::Code => Distance::Code,
-                Variant::Paper => Distance::Paper,
-            },
-            order: match self.order {
-                OrderArg::Dissimilar => Order::Dissimilar,
-                OrderArg::Similar => Order::Similar,
-                OrderArg::Random => Order::Random,
-            },
-            gate: match self.gate {
-                Variant::Code => Gate::Code,
-                Variant::Paper => Gate::Paper,
-            },
-            threshold: self.threshold,
-            seed: global.seed,
-            batch: global.device.batch(set.samples().len()),
-            max_trials: self.max_trials,
-            ..SearchOptions::new(self.share.of(files.config().layers))
-        };
+        let batch = global.device.batch(set.samples().len());
+        let options = self.spec().options(files.config().layers, global.seed, batch);
         let start = Instant::now();
         let bar = bar(options.share as u64, "searching");
         let found = search(model, set, &options, |progress| {

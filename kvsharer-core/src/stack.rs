@@ -64,11 +64,10 @@ impl<'p> Stack<'p> {
 
     /// The members with what they observed, for a batch whose row `i` goes on from row `rows[i]`.
     pub(crate) fn branch(&self, rows: &Tensor<1, Int>) -> Result<Stack<'static>, CacheError> {
-        let branch = |policy: &Box<dyn LayerKvPolicy + 'p>| {
-            let copy = policy.branch(rows);
-            copy.ok_or_else(|| CacheError::CannotBranch { policy: policy.name() })
+        let branch = |policy: &(dyn LayerKvPolicy + 'p)| {
+            policy.branch(rows).ok_or_else(|| CacheError::CannotBranch { policy: policy.name() })
         };
-        let policies = self.policies.iter().map(branch).collect::<Result<_, _>>()?;
+        let policies = self.members().map(branch).collect::<Result<_, _>>()?;
         Ok(Stack { policies, evict_in_order: self.evict_in_order })
     }
 

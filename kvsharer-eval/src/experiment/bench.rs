@@ -107,16 +107,19 @@ pub fn bench<'p>(
     let warmup_seconds = start.elapsed().as_secs_f64();
     let runs: Vec<(f64, Vec<f64>)> = (0..spec.repeats).map(|_| once()).collect::<Result<_, _>>()?;
     let new = (batch * spec.generate) as f64;
-    let of = |value: &dyn Fn(&(f64, Vec<f64>)) -> f64| Spread::of(runs.iter().map(value).collect());
+    let prefills: Vec<f64> = runs.iter().map(|(prefill, _)| *prefill).collect();
+    let decodes: Vec<f64> = runs.iter().map(|(_, steps)| steps.iter().sum()).collect();
     let usage = model.device().memory_pool_usage();
     Ok(BenchRow {
         batch,
         prompt: spec.prompt,
         generated: spec.generate,
-        prefill_ms: of(&|(prefill, _)| prefill * 1e3),
+        prefill_ms: Spread::of(prefills.iter().map(|seconds| seconds * 1e3).collect()),
         decode_ms_per_step: Spread::of(runs.iter().flat_map(|(_, steps)| steps).map(|step| step * 1e3).collect()),
-        tokens_per_second: of(&|(_, steps)| new / steps.iter().sum::<f64>()),
-        tokens_per_second_with_prefill: of(&|(prefill, steps)| new / (prefill + steps.iter().sum::<f64>())),
+        tokens_per_second: Spread::of(decodes.iter().map(|seconds| new / seconds).collect()),
+        tokens_per_second_with_prefill: Spread::of(
+            prefills.iter().zip(&decodes).map(|(prefill, decode)| new / (prefill + decode)).collect(),
+        ),
         kv_bytes_plan,
         kv_bytes: cache.bytes(),
         bytes_in_use: usage.as_ref().map(|usage| usage.bytes_in_use),

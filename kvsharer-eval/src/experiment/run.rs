@@ -5,7 +5,7 @@ use super::record::{Record, Records, check_same};
 use super::{ExperimentError, SearchSpec, bench};
 use crate::{BenchmarkOptions, EvalError, Job, Step, Target, build_stack, solve_budget};
 use burn::tensor::{DType, Device};
-use kvsharer_core::{Lengths, Plan, Sharing, Stack, Strategy, hex, search};
+use kvsharer_core::{Lengths, Order, Plan, Sharing, Stack, Strategy, hex, search};
 use kvsharer_models::{Decoder, ModelFiles, ModelTokenizer, open_model};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -261,6 +261,8 @@ impl Runner {
             return Err(loaded.files.tokenizer().err().map_or(EvalError::EmptyBatch, EvalError::from));
         };
         let set = spec.calibration(tokenizer, loaded.files.config().vocab)?;
+        // Only a random order depends on the seed.
+        let seed = if spec.order == Order::Random { seed } else { 0 };
         let key = json!([spec, set.hash(), loaded.hash, seed, self.dtype_name, LIBRARY]).to_string();
         let key = hex(&Sha256::digest(key))[..16].to_owned();
         let folder = strategies_of(&self.output);

@@ -136,6 +136,9 @@ pub enum EvalError {
     /// An experiment or its results.
     #[error(transparent)]
     Experiment(Box<ExperimentError>),
+    /// A task for a model without a tokenizer; what the model says.
+    #[error("{0}")]
+    NoTokenizer(String),
     /// A search.
     #[error(transparent)]
     Search(#[from] SearchError),

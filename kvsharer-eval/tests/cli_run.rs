@@ -214,3 +214,18 @@ fn a_bench_tells_speed_and_memory_of_every_batch() {
         }
     }
 }
+
+#[test]
+fn the_ready_experiments_can_be_read_and_every_one_has_a_small_version() {
+    let experiments = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments");
+    let files = std::fs::read_dir(&experiments).unwrap().map(|entry| entry.unwrap().path());
+    let files: Vec<_> = files.filter(|path| path.extension().is_some_and(|extension| extension == "toml")).collect();
+    assert!(files.len() >= 10);
+    for file in &files {
+        let cells = run(&experiments, &["run", file.to_str().unwrap(), "--dry-run", "--json"]).json();
+        assert!(cells.as_array().is_some_and(|cells| cells.len() > 1), "{}", file.display());
+        let stem = file.file_stem().unwrap().to_str().unwrap();
+        let small = format!("{}-small.toml", stem.trim_end_matches("-small"));
+        assert!(files.contains(&experiments.join(&small)), "{small}");
+    }
+}

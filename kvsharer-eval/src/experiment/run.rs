@@ -6,7 +6,7 @@ use super::{ExperimentError, SearchSpec, bench};
 use crate::{BenchmarkOptions, EvalError, Job, Step, Target, build_stack, solve_budget};
 use burn::tensor::{DType, Device};
 use kvsharer_core::{Lengths, Order, Plan, Sharing, Stack, Strategy, hex, search};
-use kvsharer_models::{Decoder, ModelFiles, ModelTokenizer, open_model};
+use kvsharer_models::{Decoder, ModelError, ModelFiles, ModelTokenizer, open_model};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -66,8 +66,14 @@ struct Loaded {
     files: ModelFiles,
     hash: String,
     model: Decoder,
-    /// Random weights have none.
-    tokenizer: Option<ModelTokenizer>,
+    /// Random weights have none, and need none to be timed.
+    tokenizer: Result<ModelTokenizer, ModelError>,
+}
+
+impl Loaded {
+    fn tokenizer(&self) -> Result<&ModelTokenizer, EvalError> {
+        self.tokenizer.as_ref().map_err(|error| EvalError::NoTokenizer(error.to_string()))
+    }
 }
 
 impl Runner {
@@ -161,10 +167,7 @@ impl Runner {
         let stack_of = || build_stack(sharing.as_ref(), &policies);
         let (result, (batch, lengths)) = match cell.kind {
             CellKind::Task(task) => {
-                let tokenizer = match &loaded.tokenizer {
-                    Some(tokenizer) => tokenizer,
-                    None => return Err(loaded.files.tokenizer().err().map_or(EvalError::EmptyBatch, EvalError::from)),
-                };
+                let tokenizer = loaded.tokenizer()?;
                 let options = BenchmarkOptions { seed, ..self.options.clone() };
                 let progress = |step| watch(Watch::Step(step));
                 let evaluated = jobs[task].run(&loaded.model, tokenizer, &options, stack_of, progress)?;
@@ -217,17 +220,19 @@ impl Runner {
     fn load<'a>(&self, name: &str, seed: u64, kept: &'a mut Option<Loaded>) -> Result<&'a Loaded, EvalError> {
         // Only random weights depend on the seed.
         let seed = if name.starts_with("random:") { seed } else { 0 };
-        let fits = kept.as_ref().is_some_and(|kept| kept.name == name && kept.seed == seed);
-        if !fits {
-            // Two models at once may not fit.
-            *kept = None;
-            let files = open_model(name, seed)?;
-            let hash = files.fingerprint()?.hash;
-            let model = files.load(&self.device, self.dtype)?;
-            let tokenizer = files.tokenizer().ok();
-            *kept = Some(Loaded { name: name.into(), seed, files, hash, model, tokenizer });
-        }
-        kept.as_ref().ok_or(EvalError::EmptyBatch)
+        // Another model is let go before this one is loaded: two may not fit.
+        let same = kept.take().filter(|kept| kept.name == name && kept.seed == seed);
+        let loaded = match same {
+            Some(loaded) => loaded,
+            None => {
+                let files = open_model(name, seed)?;
+                let hash = files.fingerprint()?.hash;
+                let model = files.load(&self.device, self.dtype)?;
+                let tokenizer = files.tokenizer();
+                Loaded { name: name.into(), seed, files, hash, model, tokenizer }
+            }
+        };
+        Ok(kept.insert(loaded))
     }
 
     fn strategy(
@@ -257,9 +262,7 @@ impl Runner {
         seed: u64,
         watch: &impl Fn(Watch<'_>),
     ) -> Result<Strategy, EvalError> {
-        let Some(tokenizer) = &loaded.tokenizer else {
-            return Err(loaded.files.tokenizer().err().map_or(EvalError::EmptyBatch, EvalError::from));
-        };
+        let tokenizer = loaded.tokenizer()?;
         let set = spec.calibration(tokenizer, loaded.files.config().vocab)?;
         // Only a random order depends on the seed.
         let seed = if spec.order == Order::Random { seed } else { 0 };

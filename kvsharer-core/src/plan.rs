@@ -141,6 +141,11 @@ impl Plan {
         &self.groups
     }
 
+    /// Whether anything is ever evicted.
+    pub fn evicts(&self) -> bool {
+        self.groups.iter().any(|group| !group.budgets.is_empty())
+    }
+
     /// The slot of an id of this plan.
     pub fn slot(&self, id: SlotId) -> &Slot {
         &self.slots[id.0]

@@ -282,7 +282,7 @@ impl Job {
         let unscored = read.div_ceil(spec.window) * prompt.unwrap_or(1);
         progress(Step::Total(read.saturating_sub(unscored)));
         let done = |tokens| progress(Step::Done(tokens));
-        let evicts = Plan::new(model.shape(), &stack()?)?.groups().iter().any(|group| !group.budgets.is_empty());
+        let evicts = Plan::new(model.shape(), &stack()?)?.evicts();
         let scored = match is_windows {
             true => perplexity(model, &ids, &spec.windows(), &stack, done),
             false => stepwise(model, &ids, &stepwise_options, &stack, done),

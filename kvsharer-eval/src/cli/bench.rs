@@ -3,9 +3,9 @@
 use super::Global;
 use super::context::{ModelArg, StackArgs, check_memory, check_output, load};
 use super::error::CliError;
-use super::output::{bar, emit, emit_json, human_bytes, table};
+use super::output::{bar, emit, emit_json, human_bytes, table, write_json};
 use clap::Args;
-use kvsharer_core::{Lengths, write_atomically};
+use kvsharer_core::Lengths;
 use kvsharer_eval::experiment::{BenchRow, BenchSpec, bench};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -83,9 +83,7 @@ pub(super) fn run(args: &BenchArgs, global: &Global) -> Result<(), CliError> {
     }
     bar.finish_and_clear();
     if let Some(path) = &args.output {
-        let mut text = serde_json::to_vec_pretty(&rows).map_err(CliError::failure)?;
-        text.push(b'\n');
-        write_atomically(path, &text).map_err(|error| CliError::file(path, error))?;
+        write_json(path, &rows)?;
     }
     if global.json { emit_json(&rows) } else { emit(&describe(&rows)) }
 }

@@ -221,7 +221,7 @@ impl StackPlan {
 
     /// Whether anything is ever evicted.
     pub(super) fn evicts(&self) -> bool {
-        self.plan.groups().iter().any(|group| !group.budgets.is_empty())
+        self.plan.evicts()
     }
 }
 

@@ -5,10 +5,10 @@ mod task;
 use super::Global;
 use super::context::{ModelArg, StackArgs, check_output, load};
 use super::error::CliError;
-use super::output::{bar, complain, emit, emit_json, human_bytes, table};
+use super::output::{bar, complain, emit, emit_json, human_bytes, table, write_json, write_json_lines};
 use clap::Args;
-use kvsharer_core::{hex, write_atomically};
-use kvsharer_eval::{BenchmarkOptions, Job, Results, Sample, Step, TaskResult, TaskSpec};
+use kvsharer_core::hex;
+use kvsharer_eval::{BenchmarkOptions, Job, Results, Step, TaskResult, TaskSpec};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -181,23 +181,12 @@ pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<(), CliError> {
         library: concat!("kvsharer ", env!("CARGO_PKG_VERSION")).into(),
     };
     if let Some(path) = &args.samples_out {
-        write_atomically(path, &lines(&samples)?).map_err(|error| CliError::file(path, error))?;
+        write_json_lines(path, &samples)?;
     }
     if let Some(path) = &args.output {
-        let mut text = serde_json::to_vec_pretty(&results).map_err(CliError::failure)?;
-        text.push(b'\n');
-        write_atomically(path, &text).map_err(|error| CliError::file(path, error))?;
+        write_json(path, &results)?;
     }
     if global.json { emit_json(&results) } else { emit(&describe(&results)) }
-}
-
-fn lines(samples: &[Sample]) -> Result<Vec<u8>, CliError> {
-    let mut text = Vec::new();
-    for sample in samples {
-        serde_json::to_writer(&mut text, sample).map_err(CliError::failure)?;
-        text.push(b'\n');
-    }
-    Ok(text)
 }
 
 fn describe(results: &Results) -> String {

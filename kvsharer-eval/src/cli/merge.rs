@@ -3,10 +3,9 @@
 use super::Global;
 use super::context::check_output;
 use super::error::CliError;
-use super::output::{emit, emit_json};
+use super::output::{emit, emit_json, write_json_lines};
 use super::run::summary;
 use clap::Args;
-use kvsharer_core::write_atomically;
 use kvsharer_eval::experiment::{Record, merge};
 use serde_json::json;
 use std::path::PathBuf;
@@ -28,12 +27,7 @@ pub(super) struct MergeArgs {
 pub(super) fn run(args: &MergeArgs, global: &Global) -> Result<(), CliError> {
     check_output(&args.output)?;
     let merged = merge(&args.results, args.partial).map_err(CliError::failure)?;
-    let mut text = Vec::new();
-    for record in &merged.records {
-        serde_json::to_writer(&mut text, record).map_err(CliError::failure)?;
-        text.push(b'\n');
-    }
-    write_atomically(&args.output, &text).map_err(|error| CliError::file(&args.output, error))?;
+    write_json_lines(&args.output, &merged.records)?;
     let records: Vec<&Record> = merged.records.iter().collect();
     match global.json {
         true => emit_json(&json!({ "output": args.output, "cells": merged.cells, "finished": records.len() })),

@@ -3,8 +3,10 @@
 use super::error::CliError;
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 use indicatif::{ProgressBar, ProgressStyle};
+use kvsharer_core::write_atomically;
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::time::Duration;
 
 /// Writes to stdout. A reader that went away (`| head`) is no error; a full disk is.
@@ -25,6 +27,23 @@ pub(super) fn complain(line: &str) {
 pub(super) fn emit_json(value: &impl Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string_pretty(value).map_err(CliError::failure)?;
     emit(&format!("{text}\n"))
+}
+
+/// Writes `value` as a JSON file, complete or not at all.
+pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), CliError> {
+    let mut text = serde_json::to_vec_pretty(value).map_err(CliError::failure)?;
+    text.push(b'\n');
+    write_atomically(path, &text).map_err(|error| CliError::file(path, error))
+}
+
+/// Writes `values` as JSON, one a line, all of them or none.
+pub(super) fn write_json_lines(path: &Path, values: &[impl Serialize]) -> Result<(), CliError> {
+    let mut text = Vec::new();
+    for value in values {
+        serde_json::to_writer(&mut text, value).map_err(CliError::failure)?;
+        text.push(b'\n');
+    }
+    write_atomically(path, &text).map_err(|error| CliError::file(path, error))
 }
 
 /// A table with a header; columns after the first are numbers unless `text` says so.

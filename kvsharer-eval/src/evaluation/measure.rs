@@ -28,11 +28,16 @@ const CORPUS: &[Corpus] = &[
 
 /// The metrics that the harness reports: means with their standard errors, or measures of the whole corpus with
 /// bootstrapped ones. Over several subsets a mean is over all items (lm-eval's `weight_by_size`), and `NAME_macro` is the
-/// mean over the subsets (OpenCompass' `naive_average`).
-pub(super) fn aggregate(items: &[Item], samples: &[Sample], names: &[&str], seed: u64) -> Metrics {
+/// mean over the `subsets` (OpenCompass' `naive_average`), which [`by_subset`] gives.
+pub(super) fn aggregate(
+    items: &[Item],
+    samples: &[Sample],
+    subsets: &BTreeMap<String, Metrics>,
+    names: &[&str],
+    seed: u64,
+) -> Metrics {
     let all: Vec<&Values> = samples.iter().map(|sample| &sample.metrics).collect();
     let mut metrics = measure(&all, names, seed);
-    let subsets = by_subset(items, samples, names, seed);
     if subsets.len() > 1 {
         for name in names {
             let values: Vec<f64> = subsets.values().filter_map(|metrics| Some(metrics.get(*name)?.value)).collect();

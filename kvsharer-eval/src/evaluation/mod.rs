@@ -128,11 +128,12 @@ impl Benchmark {
             });
         }
         let generated: usize = texts.iter().flatten().map(|text| text.tokens).sum();
-        let metrics = aggregate(&self.items, &samples, rules.metrics, options.seed);
+        let subsets = by_subset(&self.items, &samples, rules.metrics, options.seed);
+        let metrics = aggregate(&self.items, &samples, &subsets, rules.metrics, options.seed);
         let predicted: usize = sequences.iter().flatten().map(|sequence| sequence.scored.len()).sum();
         let longest = scored.longest.max(texts.iter().flatten().map(|text| text.longest).max().unwrap_or(0));
         let (batch, tokens_run) = (scored.batch.max(usize::from(generated > 0)), scored.tokens_run + generated);
-        let exact = Plan::new(model.shape(), &stack()?)?.groups().iter().any(|group| !group.budgets.is_empty());
+        let evicts = Plan::new(model.shape(), &stack()?)?.evicts();
         let prompts = sequences.iter().flatten().all(|sequence| sequence.prompt > 0);
         let result = TaskResult {
             task: self.entry.name.into(),
@@ -147,14 +148,14 @@ impl Benchmark {
             chunk: 0,
             prefill: 0,
             batch,
-            sees_evictions: !exact || prompts,
+            sees_evictions: !evicts || prompts,
             benchmark: Some(BenchmarkResult {
                 shots: self.shots,
                 max_length,
                 source: rules.source.into(),
                 skipped: self.skipped.len(),
                 left_out: self.left_out,
-                subsets: by_subset(&self.items, &samples, rules.metrics, options.seed),
+                subsets,
                 tokens_per_second: tokens_run as f64 / seconds.max(1e-9),
             }),
         };

@@ -83,7 +83,7 @@ pub fn likelihoods<'p>(
 ) -> Result<Scored, EvalError> {
     check(items)?;
     let plan = Plan::new(model.shape(), &stack()?)?;
-    let exact = plan.groups().iter().any(|group| !group.budgets.is_empty() || group.storage != Storage::Full);
+    let exact = plan.evicts() || plan.groups().iter().any(|group| group.storage != Storage::Full);
     let families = families(items, exact, options.share_prefixes);
     let batches = batches(&families, exact, options);
     let run = |batch: &Batch<'_>| {

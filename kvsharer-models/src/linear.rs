@@ -1,18 +1,35 @@
-//! A linear layer without bias.
+//! A linear layer.
 
 use burn::tensor::Tensor;
 
-/// `y = x W^T`, with the weight as PyTorch stores it.
+/// `y = x W^T + b`, with the weight as PyTorch stores it.
 #[derive(Clone, Debug)]
 pub struct Linear {
     /// `[out, in]`: this layout reads a weight row by row for a single token, which is faster on CPUs than `[in, out]`.
     weight: Tensor<2>,
+    /// `[out]`.
+    bias: Option<Tensor<1>>,
 }
 
 impl Linear {
     /// A layer with the given weight `[out, in]`.
     pub fn new(weight: Tensor<2>) -> Self {
-        Self { weight }
+        Self { weight, bias: None }
+    }
+
+    /// Adds a bias `[out]`.
+    pub fn with_bias(self, bias: Tensor<1>) -> Self {
+        Self { bias: Some(bias), ..self }
+    }
+
+    /// The weight `[out, in]`.
+    pub fn weight(&self) -> &Tensor<2> {
+        &self.weight
+    }
+
+    /// The bias `[out]`, if there is one.
+    pub fn bias(&self) -> Option<&Tensor<1>> {
+        self.bias.as_ref()
     }
 
     /// # Shapes
@@ -22,6 +39,10 @@ impl Linear {
         let output = self.weight.dims()[0];
         // One matrix product over all rows, not one a sequence.
         let rows = x.reshape([batch * tokens, input]);
-        rows.matmul(self.weight.clone().transpose()).reshape([batch, tokens, output])
+        let y = rows.matmul(self.weight.clone().transpose()).reshape([batch, tokens, output]);
+        match &self.bias {
+            Some(bias) => y + bias.clone().reshape([1, 1, output]),
+            None => y,
+        }
     }
 }

@@ -58,9 +58,23 @@ impl Fresh {
 /// Cells that hold no token to look at (evicted, or padding), `[batch, kv_head, cell]`, true where there is none. A
 /// padding query still looks at its own cell, so that no row of weights is empty.
 #[derive(Clone, Debug)]
-pub struct Hidden(pub Tensor<3, Bool>);
+pub struct Hidden {
+    cells: Tensor<3, Bool>,
+    everywhere: bool,
+}
 
 impl Hidden {
+    /// Cells of one group of layers.
+    pub fn new(cells: Tensor<3, Bool>) -> Self {
+        Self { cells, everywhere: false }
+    }
+
+    /// Cells that are hidden in all layers of the running forward pass alike (padding), so that their masks are made
+    /// once.
+    pub fn everywhere(cells: Tensor<3, Bool>) -> Self {
+        Self { cells, everywhere: true }
+    }
+
     /// The mask of a block of queries, `[batch, kv_head, group * query, cell]`, over the first `seen` cells.
     fn mask(
         &self,
@@ -70,7 +84,7 @@ impl Hidden {
         seen: usize,
         group: usize,
     ) -> Tensor<4, Bool> {
-        let hidden = self.0.clone().slice_dim(2, 0..seen).unsqueeze_dim::<4>(2);
+        let hidden = self.cells.clone().slice_dim(2, 0..seen).unsqueeze_dim::<4>(2);
         let [batch, heads, _, _] = hidden.dims();
         let shape = [batch, heads, group * rows.len(), seen];
         let hidden = hidden.expand(shape);
@@ -82,16 +96,47 @@ impl Hidden {
             line[fresh.cells[row]] = true;
         }
         let own = TensorData::new(own.repeat(group), [1, 1, group * rows.len(), seen]);
-        let own = Tensor::<4, Bool>::from_data(own, &self.0.device()).expand(shape);
+        let own = Tensor::<4, Bool>::from_data(own, &self.cells.device()).expand(shape);
         hidden.bool_and(own.bool_not()).bool_or(causal.expand(shape))
     }
 }
 
+/// A block's new tokens, their queries, the cells they see and the query heads of a key-value head.
+type Key = (Fresh, Range<usize>, usize, usize);
+
 /// Masks of one forward pass, made once for all layers that need the same one.
 #[derive(Clone, Debug, Default)]
-pub struct MaskCache(HashMap<(Fresh, Range<usize>, usize, usize), Tensor<4, Bool>>);
+pub struct MaskCache {
+    causal: HashMap<Key, Tensor<4, Bool>>,
+    /// The same with cells hidden everywhere, by number of key-value heads.
+    padded: HashMap<(Key, usize), Tensor<4, Bool>>,
+}
 
 impl MaskCache {
+    /// The mask of a block of queries that takes hidden cells into account; `None` if it may look everywhere.
+    fn of_block(
+        &mut self,
+        pass: &Pass<'_>,
+        rows: Range<usize>,
+        cells: usize,
+        group: usize,
+        device: &Device,
+    ) -> Option<Tensor<4, Bool>> {
+        let Some(hidden) = pass.hidden else {
+            return self.get(pass.fresh, rows, cells, group, device);
+        };
+        let key = ((pass.fresh.clone(), rows.clone(), cells, group), hidden.cells.dims()[1]);
+        if let Some(mask) = self.padded.get(&key).filter(|_| hidden.everywhere) {
+            return Some(mask.clone());
+        }
+        let causal = self.get(pass.fresh, rows.clone(), cells, group, device);
+        let mask = hidden.mask(causal, pass.fresh, rows, cells, group);
+        if hidden.everywhere && self.bytes() <= MASK_BYTES {
+            self.padded.insert(key, mask.clone());
+        }
+        Some(mask)
+    }
+
     /// `[1, 1, group * query, cell]`, true where a query of `rows` must not look; `None` if it may look everywhere.
     fn get(
         &mut self,
@@ -108,7 +153,7 @@ impl MaskCache {
         if self.bytes() > MASK_BYTES {
             self.clear();
         }
-        let mask = self.0.entry(key).or_insert_with(|| {
+        let mask = self.causal.entry(key).or_insert_with(|| {
             let mut hidden = vec![false; rows.len() * cells];
             for (line, row) in hidden.chunks_mut(cells).zip(rows.clone()) {
                 let later = fresh.cells[row + 1..].iter();
@@ -122,12 +167,14 @@ impl MaskCache {
     }
 
     fn bytes(&self) -> usize {
-        self.0.values().map(|mask| mask.dims().iter().product::<usize>()).sum()
+        let masks = self.causal.values().chain(self.padded.values());
+        masks.map(|mask| mask.dims().iter().product::<usize>()).sum()
     }
 
     /// Drops all masks.
     pub fn clear(&mut self) {
-        self.0.clear();
+        self.causal.clear();
+        self.padded.clear();
     }
 }
 
@@ -190,15 +237,11 @@ pub fn attend(
     for start in (0..queries).step_by(BLOCK) {
         let rows = start..(start + BLOCK).min(queries);
         let seen = fresh.prefix(rows.end, cells);
-        let causal = masks.get(fresh, rows.clone(), seen, group, &keys.device());
         let block = Block {
             query: grouped.clone().slice_dim(3, rows.clone()).reshape([batch, kv_heads, group * rows.len(), dim]),
             keys: keys.clone().slice_dim(axis::CELL, 0..seen),
             values: values.clone().slice_dim(axis::CELL, 0..seen),
-            mask: match pass.hidden {
-                Some(hidden) => Some(hidden.mask(causal, fresh, rows.clone(), seen, group)),
-                None => causal,
-            },
+            mask: masks.of_block(pass, rows.clone(), seen, group, &keys.device()),
         };
         let output = if pass.counts(rows.clone()) {
             let weights = block.weights();

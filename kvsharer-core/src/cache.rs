@@ -8,13 +8,14 @@ mod group;
 mod place;
 mod read;
 
-use crate::attend::{Fresh, MaskCache, Pass, attend};
+use crate::attend::{Fresh, Hidden, MaskCache, Pass, attend};
 use crate::{
     CacheError, EvidenceKind, GroupId, Kv, LayerId, Lengths, ModelShape, Plan, PlanError, Rope, RopeTable, Stack, Store,
 };
 use burn::tensor::{DType, Device, Tensor};
 pub use group::KeptTokens;
 use group::{GroupCells, Place};
+use std::collections::HashMap;
 use std::ops::Range;
 
 /// What a decoder layer calls for its attention, whoever keeps the keys and values.
@@ -86,6 +87,8 @@ pub struct Cache<'p> {
     /// Whether the cache may be given more tokens than it was made for.
     bounded: bool,
     masks: MaskCache,
+    /// Padding by key-value heads and cells, for the running pass.
+    padded: HashMap<(usize, usize), Hidden>,
     /// Rotations of keys that are turned when they are read, by number of positions.
     turns: Option<RopeTable>,
     padding: Vec<usize>,
@@ -119,6 +122,7 @@ impl<'p> Cache<'p> {
             options,
             device: device.clone(),
             masks: MaskCache::default(),
+            padded: HashMap::new(),
             turns: None,
             padding: Vec::new(),
             prompt: 0,
@@ -153,6 +157,7 @@ impl<'p> Cache<'p> {
         self.store.clear();
         self.groups.fill(GroupCells::default());
         self.masks.clear();
+        self.padded.clear();
         self.padding.clear();
         (self.positions, self.next) = (0..0, 0);
     }
@@ -194,6 +199,7 @@ impl<'p> Cache<'p> {
             self.padding = if padded { padding.to_vec() } else { Vec::new() };
         }
         self.masks.clear();
+        self.padded.clear();
         let pass = self.seen()..needed;
         for index in 0..self.groups.len() {
             self.make_room(GroupId(index), &pass)?;

@@ -1,6 +1,6 @@
 //! Calibration: the token samples and the average keys and values of every layer.
 
-use crate::replay::Batch;
+use crate::search::Batch;
 use crate::{CacheError, KvShape, ModelShape};
 use burn::tensor::Tensor;
 use sha2::{Digest, Sha256};
@@ -84,9 +84,10 @@ pub struct Averages {
 
 impl Averages {
     /// Divides every position's sum by the number of samples that reach it.
-    pub(crate) fn over(model: &ModelShape, batches: &[Batch]) -> Result<Self, CacheError> {
-        let positions = batches.iter().map(Batch::width).max().unwrap_or(0);
-        let reach = |position| batches.iter().flat_map(Batch::lengths).filter(|&&length| length > position).count();
+    pub(crate) fn over(model: &ModelShape, batches: &[&Batch]) -> Result<Self, CacheError> {
+        let positions = batches.iter().map(|batch| batch.width()).max().unwrap_or(0);
+        let reach =
+            |position| batches.iter().flat_map(|batch| batch.lengths()).filter(|&&length| length > position).count();
         let counts: Vec<f64> = (0..positions).map(|position| reach(position) as f64).collect();
         let average = |layer: usize,
                        pick: for<'a> fn(&'a Batch, usize) -> Option<&'a Tensor<4>>|

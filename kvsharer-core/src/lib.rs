@@ -52,20 +52,19 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod adapter;
+mod adapters;
 mod attend;
 mod budget;
 mod cache;
 mod calibrate;
-mod distance;
 mod error;
 mod fs;
-mod gate;
 mod ids;
 mod packing;
 mod plan;
 mod policy;
 mod quantised;
-mod replay;
 mod rope;
 mod search;
 mod shape;
@@ -76,14 +75,14 @@ mod strategy;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use adapter::{Adapter, Mix, Turn, inverse};
+pub use adapters::{AdapterFile, AdaptersError};
 pub use attend::{Fresh, Hidden, MaskCache, Pass, attend};
 pub use budget::{Budget, Lengths};
 pub use cache::{Attend, Cache, CacheOptions, KeptTokens};
 pub use calibrate::{Averages, CalibrationError, CalibrationSet, hex};
-pub use distance::{Distance, Order, Pair, Units};
 pub use error::{CacheError, PlanError};
 pub use fs::write_atomically;
-pub use gate::Gate;
 pub use ids::{GroupId, LayerId, SlotId, axis};
 pub use packing::Quantisation;
 pub use plan::{Group, LayerSlots, Plan, Slot};
@@ -92,9 +91,12 @@ pub use policy::{
     Source, Storage,
 };
 pub use quantised::QuantisedBuffer;
-pub use replay::SearchModel;
 pub use rope::{Rope, RopeTable};
-pub use search::{Found, Progress, SearchError, SearchOptions, Trial, search};
+pub use search::{
+    Adjacent, Ask, Beam, Change, Distance, Draft, DropLayers, Fit, Fixed, Found, Gate, Greedy, Ground, LayerTypesError,
+    Move, Objective, Observer, Order, Pair, Paper, Progress, Refine, Refit, SearchError, SearchModel, SearchOptions,
+    SearchStrategy, Step, Strategies, Target, Trial, Units, search,
+};
 pub use shape::{KvShape, ModelShape};
 pub use sharing::{LayerMap, Sharing};
 pub use stack::Stack;

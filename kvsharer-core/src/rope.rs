@@ -98,7 +98,7 @@ impl RopeTable {
     }
 }
 
-fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
+pub(crate) fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
     let half = x.dims()[axis::DIM] / 2;
     let left = x.clone().slice_dim(axis::DIM, 0..half);
     let right = x.clone().slice_dim(axis::DIM, half..2 * half);

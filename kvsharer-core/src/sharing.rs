@@ -42,6 +42,16 @@ impl LayerMap {
         self.0.get(&layer).copied()
     }
 
+    /// The layers that read `donor`'s cache instead of one of their own, in order.
+    pub fn readers(&self, donor: LayerId) -> impl Iterator<Item = LayerId> + '_ {
+        self.iter().filter(move |&(_, owner)| owner == donor).map(|(borrower, _)| borrower)
+    }
+
+    /// Gives a borrower its own cache back.
+    pub fn take_back(&mut self, borrower: LayerId) {
+        self.0.remove(&borrower);
+    }
+
     /// Number of borrowing layers.
     pub fn len(&self) -> usize {
         self.0.len()

@@ -1,8 +1,8 @@
 //! The strategy file: a sharing map, where it came from, and every trial that led to it.
 
 use crate::{
-    CalibrationSet, Distance, Found, Gate, Kv, LayerId, LayerMap, Order, PlanError, SearchOptions, Sharing, Trial,
-    Units, write_atomically,
+    AdapterFile, AdaptersError, CalibrationSet, Distance, Fit, Found, Gate, Kv, LayerId, LayerMap, ModelShape, Order,
+    PlanError, SearchOptions, SearchStrategy, Sharing, Step, Trial, Units, write_atomically,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -62,6 +62,17 @@ pub enum StrategyError {
         /// What is wrong with it.
         source: PlanError,
     },
+    /// No step saves as much as asked for.
+    #[error("the strategy saves at most {:.1} % of the KV bytes, not {:.1} %: search again with a larger --share", .most * 100.0, .wanted * 100.0)]
+    NotReached {
+        /// Fraction asked for.
+        wanted: f64,
+        /// Largest fraction.
+        most: f64,
+    },
+    /// The file with its fitted maps cannot be used.
+    #[error(transparent)]
+    Adapters(#[from] AdaptersError),
     /// A strategy found on another model.
     #[error(
         "the strategy was found on another model: {field} is {theirs}, the loaded model's is {ours}; search again on this model"
@@ -96,24 +107,34 @@ pub struct Fingerprint {
 /// How the map was searched for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SearchRecord {
-    /// Name of the search.
+    /// Name of the search strategy.
     pub name: String,
     /// What was shared.
     #[serde(default)]
     pub units: Units,
-    /// Order of trial.
-    pub order: Order,
+    /// Order of trial, of strategies that rank pairs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
     /// Distance that ranked the pairs.
-    pub distance: Distance,
-    /// How outputs were compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distance: Option<Distance>,
+    /// How outputs were compared, for the objective `hidden-cosine`.
     #[serde(default)]
     pub gate: Gate,
     /// What was compared.
     pub objective: String,
-    /// Similarity above which a pair was kept.
-    pub threshold: f64,
+    /// Similarity above which a pair was kept, by strategies with a gate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<f64>,
     /// Seed of a random order.
-    pub seed: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// Which maps were fitted.
+    #[serde(default)]
+    pub fit: Fit,
+    /// Fraction of the samples held back.
+    #[serde(default)]
+    pub held_back: f64,
 }
 
 /// The samples that were used.
@@ -142,41 +163,104 @@ pub struct Strategy {
     pub search: SearchRecord,
     /// On what.
     pub calibration: CalibrationRecord,
+    /// Layers without attention.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dropped: Vec<LayerId>,
+    /// Names of the fitted maps by layer, in the file beside this one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub adapters: BTreeMap<LayerId, String>,
+    /// The file with the fitted maps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter_file: Option<AdapterFile>,
     /// Every trial, in order.
     pub trials: Vec<Trial>,
-    /// Layers that share.
+    /// Every accepted step, each a whole strategy at its share of bytes.
+    #[serde(default)]
+    pub steps: Vec<Step>,
+    /// Replacements made: layers, or keys and values one by one if they are shared apart.
     pub reached: usize,
-    /// Layers asked for.
+    /// Replacements asked for.
     pub requested: usize,
+    /// Fraction of the KV bytes of a token that is saved.
+    #[serde(default)]
+    pub saved: f64,
     /// Library and version that wrote it.
     pub library: String,
 }
 
 impl Strategy {
     /// The record of a search.
-    pub fn new(model: Fingerprint, set: &CalibrationSet, options: &SearchOptions, found: &Found) -> Self {
-        let sharing = options.units.sharing(&found.map);
+    pub fn new(
+        model: Fingerprint,
+        set: &CalibrationSet,
+        strategy: &dyn SearchStrategy,
+        options: &SearchOptions,
+        found: &Found,
+    ) -> Self {
+        let mut search = SearchRecord {
+            name: strategy.name(),
+            units: options.units,
+            order: None,
+            distance: None,
+            gate: options.gate,
+            objective: options.objective.name().into(),
+            threshold: None,
+            seed: None,
+            fit: options.fit,
+            held_back: options.held_back,
+        };
+        strategy.describe(&mut search);
         Self {
             version: VERSION,
             model,
-            key_map: sharing.keys().iter().collect(),
-            value_map: sharing.values().iter().collect(),
-            search: SearchRecord {
-                name: "paper".into(),
-                units: options.units,
-                order: options.order,
-                distance: options.distance,
-                gate: options.gate,
-                objective: "hidden-cosine".into(),
-                threshold: options.threshold,
-                seed: options.seed,
-            },
+            key_map: found.draft.sharing().keys().iter().collect(),
+            value_map: found.draft.sharing().values().iter().collect(),
+            search,
             calibration: CalibrationRecord { hash: set.hash(), samples: set.samples().len(), tokens: set.tokens() },
+            dropped: found.draft.dropped().iter().copied().collect(),
+            adapters: found.steps.last().map(|step| step.adapters.clone()).unwrap_or_default(),
+            adapter_file: None,
             trials: found.trials.clone(),
-            reached: found.map.len(),
-            requested: options.share,
+            steps: found.steps.clone(),
+            reached: found.reached,
+            requested: found.requested,
+            saved: found.saved,
             library: concat!("kvsharer ", env!("CARGO_PKG_VERSION")).into(),
         }
+    }
+
+    /// The strategy as it was when at least `saved` of the bytes were saved: the first step that came so far, or the
+    /// one with the lowest objective of those that saved as much.
+    ///
+    /// # Errors
+    /// [`StrategyError::NotReached`] if no step came so far.
+    pub fn at(&self, saved: f64) -> Result<Self, StrategyError> {
+        let far = self.steps.iter().filter(|step| step.saved > saved - 1e-9);
+        let best = far.min_by(|a, b| a.saved.total_cmp(&b.saved).then(a.objective.total_cmp(&b.objective)));
+        let step = best.ok_or(StrategyError::NotReached {
+            wanted: saved,
+            most: self.steps.iter().map(|step| step.saved).fold(0.0, f64::max),
+        })?;
+        Ok(Self {
+            key_map: step.key_map.clone(),
+            value_map: step.value_map.clone(),
+            dropped: step.dropped.clone(),
+            adapters: step.adapters.clone(),
+            reached: match self.search.units {
+                Units::Apart => step.key_map.len() + step.value_map.len(),
+                _ => step.key_map.len().max(step.value_map.len()) + step.dropped.len(),
+            },
+            saved: step.saved,
+            ..self.clone()
+        })
+    }
+
+    /// The first trial in which another search judged otherwise: its index, and both trials.
+    pub fn parts_from<'a>(&'a self, other: &'a Self) -> Option<(usize, Option<&'a Trial>, Option<&'a Trial>)> {
+        let verdict = |trial: &Trial| (trial.borrower, trial.donor, trial.units, trial.fitted, trial.accepted);
+        let longer = self.trials.len().max(other.trials.len());
+        let pairs = (0..longer).map(|index| (index, self.trials.get(index), other.trials.get(index)));
+        pairs.into_iter().find(|(_, ours, theirs)| ours.map(verdict) != theirs.map(verdict))
     }
 
     /// Reads a file and checks it. Chains in a hand-written map are resolved to their owners.
@@ -208,8 +292,11 @@ impl Strategy {
             return Err(ParseError::Version(version));
         }
         let mut strategy: Self = serde_json::from_slice(text).map_err(ParseError::Json)?;
-        for (kind, map) in [(Kv::Key, &mut strategy.key_map), (Kv::Value, &mut strategy.value_map)] {
-            let layers = strategy.model.layers;
+        let layers = strategy.model.layers;
+        let steps =
+            strategy.steps.iter_mut().flat_map(|step| [(Kv::Key, &mut step.key_map), (Kv::Value, &mut step.value_map)]);
+        let maps = [(Kv::Key, &mut strategy.key_map), (Kv::Value, &mut strategy.value_map)];
+        for (kind, map) in maps.into_iter().chain(steps) {
             if let Some(&layer) = map.keys().find(|layer| layer.0 >= layers) {
                 return Err(ParseError::Map(PlanError::UnknownLayer { layer, layers }));
             }
@@ -249,6 +336,12 @@ impl Strategy {
             }
         }
         Ok(())
+    }
+
+    /// The shape of a model without the layers whose attention the strategy drops.
+    pub fn shape(&self, model: &ModelShape) -> ModelShape {
+        let layers = model.ids().zip(model.layers()).filter(|(layer, _)| !self.dropped.contains(layer));
+        ModelShape::new(layers.map(|(_, &shape)| shape).collect())
     }
 
     /// The policy that applies it.

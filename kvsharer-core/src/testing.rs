@@ -158,6 +158,11 @@ impl SearchModel for ToyModel {
         let scale = (hidden.clone().square().mean_dim(2) + 1e-6).sqrt();
         hidden / scale
     }
+
+    /// The embedding serves as the head.
+    fn logits(&self, hidden: Tensor<2>) -> Option<Tensor<2>> {
+        Some(hidden.matmul(self.embedding.clone().transpose()) * 0.25)
+    }
 }
 
 /// Reproducible token ids, `[batch][token]`.

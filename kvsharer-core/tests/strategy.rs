@@ -1,31 +1,41 @@
 //! Strategy files: what is written is read, what is broken is refused with the reason, nothing panics.
 
+use burn::tensor::{Device, Distribution, Tensor};
+use kvsharer_core::testing::{ToyModel, max_difference, toy_tokens};
+use kvsharer_core::{Adapter, AdapterFile, AdaptersError, Fit, Greedy, LayerId, Objective, Units};
 use kvsharer_core::{
-    CalibrationSet, Fingerprint, Found, Kv, LayerId, LayerMap, SearchOptions, Strategy, StrategyError, Trial,
+    CalibrationSet, Fingerprint, Paper, Progress, SearchOptions, Strategy, StrategyError, Trial, search,
     write_atomically,
 };
 use proptest::prelude::*;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 fn fingerprint() -> Fingerprint {
     Fingerprint { architecture: "llama".into(), layers: 30, heads: 9, kv_heads: 3, head_dim: 64, hash: "abc".into() }
 }
 
-fn strategy() -> Strategy {
-    let found = Found {
-        map: LayerMap::resolve(Kv::Key, [(7, 3), (9, 3)]).unwrap(),
-        ranking: Vec::new(),
-        trials: vec![Trial {
-            borrower: LayerId(7),
-            donor: LayerId(3),
-            distance: 1.5,
-            similarity: 0.75,
-            accepted: true,
-        }],
-        layers_run: 53,
-    };
+/// A paper search on a toy model, with a map that the tests below speak of.
+static STRATEGY: LazyLock<Strategy> = LazyLock::new(|| {
+    let model = ToyModel::new(6, 4, 2, 8, 5, &Device::flex());
     let set = CalibrationSet::new([vec![1, 2, 3], vec![4]], 2).unwrap();
-    Strategy::new(fingerprint(), &set, &SearchOptions::new(3), &found)
+    let (ungated, options) = (Paper { threshold: -1.0, ..Paper::default() }, SearchOptions::new(2));
+    let found = search(&model, &set, &ungated, &options, &mut |_: Progress<'_>| {}).unwrap();
+    let map = BTreeMap::from([(LayerId(7), LayerId(3)), (LayerId(9), LayerId(3))]);
+    let strategy = Strategy::new(fingerprint(), &set, &ungated, &options, &found);
+    let first = Trial {
+        borrower: LayerId(7),
+        donor: LayerId(3),
+        distance: Some(1.5),
+        similarity: Some(0.75),
+        ..strategy.trials[0]
+    };
+    Strategy { key_map: map.clone(), value_map: map, trials: vec![first], requested: 3, ..strategy }
+});
+
+fn strategy() -> Strategy {
+    STRATEGY.clone()
 }
 
 fn written(text: &str) -> (tempfile::TempDir, PathBuf) {
@@ -63,7 +73,9 @@ fn the_agreed_fields_are_there_by_name() {
     assert_eq!((&json["calibration"]["samples"], &json["calibration"]["tokens"]), (&2.into(), &3.into()));
     assert_eq!(
         json["trials"][0],
-        serde_json::json!({"borrower": 7, "donor": 3, "distance": 1.5, "similarity": 0.75, "accepted": true})
+        serde_json::json!(
+            {"borrower": 7, "donor": 3, "units": "both", "distance": 1.5, "similarity": 0.75, "accepted": true}
+        )
     );
     assert_eq!((&json["reached"], &json["requested"], &json["version"]), (&2.into(), &3.into(), &1.into()));
 }
@@ -95,6 +107,79 @@ fn chains_written_by_hand_are_resolved_and_impossible_maps_are_refused() {
         let message = with_map(map).unwrap_err().to_string();
         assert!(message.contains(expected), "{map}: {message}");
     }
+}
+
+#[test]
+fn a_step_serves_as_a_strategy_at_its_share_of_bytes() {
+    let strategy = strategy();
+    let at = strategy.at(0.1).unwrap();
+    assert_eq!((at.key_map.len(), at.reached), (1, 1));
+    assert!((at.saved - 1.0 / 6.0).abs() < 1e-12);
+    let message = strategy.at(0.5).unwrap_err().to_string();
+    assert!(message.contains("saves at most 33.3 % of the KV bytes, not 50.0 %"), "{message}");
+}
+
+#[test]
+fn fitted_maps_survive_their_file_and_another_file_is_refused() {
+    let model = ToyModel::new(6, 4, 2, 8, 5, &Device::flex());
+    let set = CalibrationSet::new(toy_tokens(4, 12, 1), 12).unwrap();
+    for (fit, permute_heads) in [(Fit::Heads, true), (Fit::Full, false)] {
+        let options = SearchOptions {
+            objective: Objective::LogitKl,
+            fit,
+            permute_heads,
+            units: Units::Apart,
+            ..SearchOptions::new(2)
+        };
+        let greedy = Greedy { width: Some(3) };
+        let found = search(&model, &set, &greedy, &options, &mut |_: Progress<'_>| {}).unwrap();
+        let shape = Fingerprint { layers: 6, heads: 4, kv_heads: 2, head_dim: 8, ..fingerprint() };
+        let strategy = Strategy::new(shape, &set, &greedy, &options, &found);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.json");
+        strategy.save_with(&path, &found.adapters).unwrap();
+        let loaded = Strategy::load(&path).unwrap();
+        let adapters = loaded.load_adapters(&path, &Device::flex()).unwrap();
+        assert_eq!(adapters.len(), found.draft.adapters().len());
+        let query = Tensor::<4>::random([1, 4, 3, 8], Distribution::Default, &Device::flex());
+        for (layer, adapter) in &adapters {
+            let own = &found.draft.adapters()[layer];
+            assert_eq!(adapter.heads, own.heads);
+            for apply in [Adapter::before, Adapter::after] {
+                assert!(max_difference(apply(adapter, query.clone()), apply(own, query.clone())) < 1e-6);
+            }
+        }
+        let maps = folder.path().join("s.safetensors");
+        let mut bytes = std::fs::read(&maps).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&maps, &bytes).unwrap();
+        assert!(matches!(loaded.load_adapters(&path, &Device::flex()), Err(AdaptersError::Hash { .. })));
+        std::fs::remove_file(&maps).unwrap();
+        let message = loaded.load_adapters(&path, &Device::flex()).unwrap_err().to_string();
+        assert!(message.contains("belongs beside it"), "{message}");
+    }
+}
+
+#[test]
+fn fitted_maps_are_read_from_the_strategys_own_folder_only() {
+    for name in ["../x.safetensors", "/etc/passwd", "a/b", "..", ""] {
+        let mut strategy = strategy();
+        strategy.adapters = BTreeMap::from([(LayerId(7), "step0.layer7".into())]);
+        strategy.adapter_file = Some(AdapterFile { name: name.into(), sha256: String::new() });
+        let error = strategy.load_adapters(std::path::Path::new("/tmp/s.json"), &Device::flex()).unwrap_err();
+        assert!(matches!(error, AdaptersError::Name(_)), "{name}: {error}");
+    }
+}
+
+#[test]
+fn two_searches_part_at_the_first_trial_they_judge_otherwise() {
+    let ours = strategy();
+    assert!(ours.parts_from(&ours).is_none());
+    let mut theirs = ours.clone();
+    theirs.trials[0].accepted ^= true;
+    assert_eq!(ours.parts_from(&theirs).map(|(index, ..)| index), Some(0));
+    theirs.trials.clear();
+    assert_eq!(ours.parts_from(&theirs), Some((0, Some(&ours.trials[0]), None)));
 }
 
 #[test]

@@ -26,6 +26,12 @@ pub enum EvalError {
     /// The cache.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// A strategy's fitted maps.
+    #[error(transparent)]
+    Adapters(#[from] kvsharer_core::AdaptersError),
+    /// Options of a search that do not fit together.
+    #[error("search: {0}")]
+    BadSearch(String),
     /// A text without a token to predict.
     #[error("the text has {tokens} tokens: perplexity needs at least {least}, of which the last is predicted")]
     TextTooShort {

@@ -4,8 +4,11 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 use kvsharer_models::{Decoder, ModelError};
 use rayon::prelude::*;
 
-/// Positions scored at once: their logits are `[ROWS, vocab]`.
+/// Positions scored at once: their logits are `[rows, vocab]`.
 const ROWS: usize = 256;
+
+/// The same on a device of its own, which many rows keep busy.
+const DEVICE_ROWS: usize = 2048;
 
 /// Terms added up on the device in f32 before the rest is added on the host in f64.
 const BLOCK: usize = 256;
@@ -44,7 +47,11 @@ pub(crate) fn score_positions(
     let [batch, tokens, width] = hidden.dims();
     let states = hidden.reshape([batch * tokens, width]);
     let mut scores = Vec::with_capacity(targets.len());
-    for (positions, targets) in positions.chunks(ROWS).zip(targets.chunks(ROWS)) {
+    let rows = match reduce {
+        Reduce::Host => ROWS,
+        Reduce::Device => DEVICE_ROWS,
+    };
+    for (positions, targets) in positions.chunks(rows).zip(targets.chunks(rows)) {
         let index: Vec<i64> = positions.iter().map(|&position| position as i64).collect();
         let index = Tensor::from_data(TensorData::new(index, [positions.len()]), &states.device());
         let logits = model.logits(states.clone().select(0, index).unsqueeze::<3>());
@@ -78,30 +85,43 @@ fn score_on_host(logits: Tensor<3>, targets: &[u32]) -> Result<Vec<TokenScore>, 
     Ok(logits.par_chunks(vocab).zip(targets).map(score).collect())
 }
 
-/// The same without reading the logits back. Exponentials are added up in blocks of [`BLOCK`] in f32, blocks in f64.
+/// The same without reading the logits back: of each block of [`BLOCK`] tokens its best logit and its sum of
+/// exponentials in f32, and the whole block of the target. Blocks are added up in f64. Two short reductions also are
+/// what a GPU does well: one over a whole vocabulary leaves all but a row's thread idle.
 fn score_on_device(logits: Tensor<3>, targets: &[u32]) -> Result<Vec<TokenScore>, ModelError> {
     let [_, rows, vocab] = logits.dims();
+    let block = BLOCK.min(vocab);
     let logits = logits.cast(DType::F32).reshape([rows, vocab]);
-    let index: Vec<i64> = targets.iter().map(|&target| i64::from(target)).collect();
-    let index = Tensor::<2, Int>::from_data(TensorData::new(index, [rows, 1]), &logits.device());
-    let target = logits.clone().gather(1, index);
-    let (best, greedy) = logits.clone().max_dim_with_indices(1);
-    let mass = (logits - best.clone()).exp();
-    let whole = vocab / BLOCK * BLOCK;
-    let blocks = mass.clone().slice_dim(1, 0..whole).reshape([rows, whole / BLOCK, BLOCK]).sum_dim(2);
-    let mut parts = vec![best, target, blocks.reshape([rows, whole / BLOCK])];
-    if whole < vocab {
-        parts.push(mass.slice_dim(1, whole..vocab).sum_dim(1));
-    }
-    let numbers = Tensor::cat(parts, 1);
+    let start = |target: u32| (target as usize / block * block).min(vocab - block);
+    let index: Vec<i64> =
+        targets.iter().flat_map(|&target| (0..block).map(move |i| (start(target) + i) as i64)).collect();
+    let index = Tensor::<2, Int>::from_data(TensorData::new(index, [rows, block]), &logits.device());
+    let around = logits.clone().gather(1, index);
+    let (whole, blocks) = (vocab / block * block, vocab / block);
+    let by_block = |x: &Tensor<2>| x.clone().slice_dim(1, 0..whole).reshape([rows, blocks, block]);
+    let tail = |x: &Tensor<2>| (whole < vocab).then(|| x.clone().slice_dim(1, whole..vocab));
+    let mut best = vec![by_block(&logits).max_dim(2).reshape([rows, blocks])];
+    best.extend(tail(&logits).map(|tail| tail.max_dim(1)));
+    let best = Tensor::cat(best, 1);
+    let mass = (logits - best.clone().max_dim(1)).exp();
+    let mut sums = vec![by_block(&mass).sum_dim(2).reshape([rows, blocks])];
+    sums.extend(tail(&mass).map(|tail| tail.sum_dim(1)));
+    let parts = best.dims()[1];
+    let numbers = Tensor::cat([vec![around, best], sums].concat(), 1);
     let width = numbers.dims()[1];
     let numbers = to_host(numbers)?;
-    let greedy = greedy.try_into_vec_as::<i64>().map_err(|error| ModelError::Device(error.to_string()))?;
-    let score = |((row, &target), greedy): ((&[f32], &u32), i64)| {
-        let sum: f64 = row[2..].iter().map(|&part| f64::from(part)).sum();
-        TokenScore { nll: f64::from(row[0]) + sum.ln() - f64::from(row[1]), greedy: greedy == i64::from(target) }
+    let score = |(row, &target): (&[f32], &u32)| {
+        let (around, rest) = row.split_at(block);
+        let (best, sums) = rest.split_at(parts);
+        let top = best.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = sums.iter().map(|&part| f64::from(part)).sum();
+        let (target, start) = (target as usize, start(target));
+        let own = around[target - start];
+        // The first of several with one score: none before it, in earlier blocks or in its own.
+        let earlier = best[..target / block].contains(&top) || around[..target - start].contains(&top);
+        TokenScore { nll: f64::from(top) + sum.ln() - f64::from(own), greedy: own == top && !earlier }
     };
-    Ok(numbers.chunks(width).zip(targets).zip(greedy).map(score).collect())
+    Ok(numbers.chunks(width).zip(targets).map(score).collect())
 }
 
 fn to_host<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, ModelError> {

@@ -1,16 +1,17 @@
-//! How many layers to share, `8` or `25%`.
+//! How much to share, `8` layers or `25%` of the bytes.
 
+use kvsharer_core::Target;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
 
-/// A number of layers, absolute or in percent of all layers.
+/// A number of layers, or a part of the KV bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Share {
     /// So many layers.
     Layers(usize),
-    /// So many percent of the layers, rounded to the nearest number (halves up), at least one.
+    /// So many percent of the KV bytes, rounded to the nearest number of replacements (halves up), at least one.
     Percent(f64),
 }
 
@@ -20,11 +21,19 @@ pub enum Share {
 pub struct BadShare(String);
 
 impl Share {
-    /// The number of layers of a model with `layers`.
-    pub fn of(self, layers: usize) -> usize {
+    /// The part of the KV bytes of a model with so many equal layers.
+    pub fn fraction(self, layers: usize) -> f64 {
         match self {
-            Share::Layers(count) => count,
-            Share::Percent(percent) => ((layers as f64 * percent / 100.0 + 0.5).floor() as usize).max(1),
+            Share::Layers(count) => count as f64 / layers.max(1) as f64,
+            Share::Percent(percent) => percent / 100.0,
+        }
+    }
+
+    /// As a search wants it.
+    pub fn target(self) -> Target {
+        match self {
+            Share::Layers(count) => Target::Layers(count),
+            Share::Percent(percent) => Target::Bytes(percent / 100.0),
         }
     }
 }
@@ -84,13 +93,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentages_round_to_the_nearest_layer_and_never_to_none() {
-        let layers = |text: &str, layers| text.parse::<Share>().unwrap().of(layers);
-        assert_eq!(layers("25%", 30), 8);
-        assert_eq!(layers("25%", 32), 8);
-        assert_eq!(layers("12.5%", 40), 5);
-        assert_eq!(layers("1%", 30), 1);
-        assert_eq!(layers("8", 30), 8);
+    fn layers_and_percentages_are_told_apart() {
+        assert_eq!("8".parse(), Ok(Share::Layers(8)));
+        assert_eq!("12.5%".parse::<Share>().map(Share::target), Ok(Target::Bytes(0.125)));
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub struct DecoderLayer {
     pub mlp_norm: RmsNorm,
     /// The MLP.
     pub mlp: Mlp,
+    /// Layers above this one that lost their attention: norm and MLP are left of them.
+    pub bare: Vec<(RmsNorm, Mlp)>,
 }
 
 /// A decoder-only language model.
@@ -57,6 +59,25 @@ impl Decoder {
             layers,
             final_norm,
             config,
+            table: Mutex::new(None),
+        }
+    }
+
+    /// The layers, in order.
+    pub(crate) fn layers(&self) -> &[DecoderLayer] {
+        &self.layers
+    }
+
+    /// The same model with other layers of the same shapes.
+    pub(crate) fn with_layers(&self, layers: Vec<DecoderLayer>, shape: ModelShape) -> Self {
+        Self {
+            config: self.config.clone(),
+            shape,
+            embedding: self.embedding.clone(),
+            layers,
+            final_norm: self.final_norm.clone(),
+            head: self.head.clone(),
+            rope: self.rope.clone(),
             table: Mutex::new(None),
         }
     }
@@ -164,14 +185,19 @@ impl SearchModel for Decoder {
     }
 
     fn layer<A: Attend>(&self, layer: LayerId, hidden: Tensor<3>, attention: &mut A) -> Result<Tensor<3>, CacheError> {
-        let DecoderLayer { attention_norm, attention: projections, mlp_norm, mlp } = &self.layers[layer.0];
+        let DecoderLayer { attention_norm, attention: projections, mlp_norm, mlp, bare } = &self.layers[layer.0];
         let rope = self.rope_table(attention.positions());
         let mixed = projections.forward(layer, attention_norm.forward(hidden.clone()), &rope, attention)?;
         let hidden = hidden + mixed;
-        Ok(hidden.clone() + mlp.forward(mlp_norm.forward(hidden)))
+        let hidden = hidden.clone() + mlp.forward(mlp_norm.forward(hidden));
+        Ok(bare.iter().fold(hidden, |hidden, (norm, mlp)| hidden.clone() + mlp.forward(norm.forward(hidden))))
     }
 
     fn final_norm(&self, hidden: Tensor<3>) -> Tensor<3> {
         self.final_norm.forward(hidden)
+    }
+
+    fn logits(&self, hidden: Tensor<2>) -> Option<Tensor<2>> {
+        Some(self.head.forward(hidden.unsqueeze()).squeeze_dim(0))
     }
 }

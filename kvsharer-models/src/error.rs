@@ -90,6 +90,14 @@ pub enum ModelError {
         /// Size of the vocabulary.
         vocab: usize,
     },
+    /// A strategy's fitted map for a layer that the model lacks.
+    #[error("a fitted map of layer {layer} for a model of {layers} layers: the strategy belongs to another model")]
+    UnknownLayer {
+        /// The layer.
+        layer: usize,
+        /// Layers of the model.
+        layers: usize,
+    },
     /// A sampling option out of range.
     #[error("{option} = {found} is out of range: it {rule}")]
     BadSampling {

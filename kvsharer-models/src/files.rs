@@ -149,6 +149,7 @@ impl ModelFiles {
             let linear = |part| Ok::<_, ModelError>(Linear::new(loader.tensor::<2>(part)?));
             let norm = |part| Ok::<_, ModelError>(RmsNorm::new(loader.tensor::<1>(part)?, config.norm_eps));
             Ok(DecoderLayer {
+                bare: Vec::new(),
                 attention_norm: norm(Part::AttentionNorm(l))?,
                 attention: Attention {
                     query: linear(Part::Query(l))?,

@@ -14,6 +14,7 @@ mod error;
 pub mod family;
 mod fetch;
 mod files;
+mod fold;
 mod generate;
 pub mod import;
 mod linear;

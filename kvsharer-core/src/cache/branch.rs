@@ -5,6 +5,7 @@ use super::{Cache, CacheOptions};
 use crate::attend::MaskCache;
 use crate::{CacheError, LayerId};
 use burn::tensor::{Int, Tensor, TensorData};
+use std::collections::HashMap;
 
 impl Cache<'_> {
     /// A cache whose row `i` goes on from row `rows[i]` of this one, with buffers, policies and scores of its own; this
@@ -39,6 +40,7 @@ impl Cache<'_> {
             capacities: self.capacities.clone(),
             bounded: self.bounded,
             masks: MaskCache::default(),
+            padded: HashMap::new(),
             turns: self.turns.clone(),
             padding,
             prompt: self.prompt,

@@ -7,7 +7,21 @@ use burn::tensor::{Bool, Tensor, TensorData};
 
 impl Cache<'_> {
     /// Cells of a group that nobody may look at, fresh ones included; `None` if there are none.
-    pub(super) fn hidden(&self, id: GroupId) -> Option<Hidden> {
+    pub(super) fn hidden(&mut self, id: GroupId) -> Option<Hidden> {
+        if self.plan.evicts() {
+            return self.hidden_cells(id).map(Hidden::new);
+        }
+        // Nothing but padding: the same for all groups of one shape.
+        let key = (self.plan.group(id).kv_heads, self.groups[id.0].width);
+        if let Some(hidden) = self.padded.get(&key) {
+            return Some(hidden.clone());
+        }
+        let hidden = Hidden::everywhere(self.hidden_cells(id)?);
+        self.padded.insert(key, hidden.clone());
+        Some(hidden)
+    }
+
+    fn hidden_cells(&self, id: GroupId) -> Option<Tensor<3, Bool>> {
         let cells = &self.groups[id.0];
         let [batch, heads] = [self.options.batch, self.plan.group(id).kv_heads];
         if cells.empty == 0 && self.padding.is_empty() {
@@ -23,7 +37,7 @@ impl Cache<'_> {
             Tensor::<3, Bool>::from_data(hidden, &self.device).expand([batch, heads, appended])
         });
         let parts: Vec<Tensor<3, Bool>> = [old, new].into_iter().flatten().collect();
-        Some(Hidden(Tensor::cat(parts, 2)))
+        Some(Tensor::cat(parts, 2))
     }
 
     /// What each query of the running pass counts for in the key mass, as the evictor that asks for it says.

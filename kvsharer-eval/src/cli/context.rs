@@ -6,9 +6,9 @@ use super::output::spinner;
 use burn::tensor::{DType, Device};
 use clap::{Args, ValueEnum};
 use kvsharer_compress::parse_policy;
-use kvsharer_core::{Budget, Plan, Sharing, Stack, Strategy};
+use kvsharer_core::{Budget, ModelShape, Plan, SearchModel, Sharing, Stack, Strategy};
 use kvsharer_eval::score::ScoreOptions;
-use kvsharer_eval::{Target, build_stack, solve_budget};
+use kvsharer_eval::{Share, Target, build_stack, solve_budget};
 use kvsharer_models::{
     CatalogueEntry, DEFAULT_MODEL, Decoder, ModelFiles, catalogue, fetch_model, fetched, open_model,
 };
@@ -76,17 +76,16 @@ impl DeviceArg {
         }
     }
 
-    /// Samples of a calibration batch that use the device well: one batch a thread on the CPU.
-    pub(super) fn batch(&self, samples: usize) -> usize {
-        self.batch_of()(&self.device(), samples)
-    }
-
-    /// [`batch`](Self::batch) as a function.
-    pub(super) fn batch_of(&self) -> fn(&Device, usize) -> usize {
+    /// Samples of a calibration batch, and batches at once, that use the device well. On the CPU several batches a
+    /// thread, so that hopeless candidates are given up after some of them.
+    pub(super) fn batch_of(&self) -> fn(&Device, usize) -> (usize, usize) {
         match self {
-            DeviceArg::Cpu => |_, samples| samples.div_ceil(rayon::current_num_threads()),
+            DeviceArg::Cpu => |_, samples| {
+                let threads = rayon::current_num_threads();
+                (samples.div_ceil(threads * 3), threads)
+            },
             #[cfg(feature = "cuda")]
-            DeviceArg::Cuda(_) => |_, samples| samples,
+            DeviceArg::Cuda(_) => |_, samples| (samples.min(64), 1),
         }
     }
 }
@@ -162,6 +161,9 @@ pub(super) struct StackArgs {
     /// A strategy file made by `kvsharer search`
     #[arg(long)]
     pub(super) strategy: Option<PathBuf>,
+    /// The step of the strategy's search that saved so much, instead of the last: layers (8) or percent of bytes (25%)
+    #[arg(long, requires = "strategy")]
+    pub(super) at: Option<Share>,
     /// A policy as NAME:KEY=VALUE,… (see `kvsharer policies`); may be repeated
     #[arg(long = "policy", value_name = "SPEC")]
     pub(super) policies: Vec<String>,
@@ -170,6 +172,10 @@ pub(super) struct StackArgs {
 /// A stack that can be made again and again, checked against a model.
 pub(super) struct StackPlan {
     sharing: Option<Sharing>,
+    /// The strategy and its file, for its fitted maps.
+    strategy: Option<(Strategy, PathBuf)>,
+    /// The model's shape without what the strategy drops.
+    shape: ModelShape,
     specs: Vec<String>,
     pub(super) plan: Plan,
     pub(super) names: Vec<String>,
@@ -183,29 +189,48 @@ impl StackArgs {
 
     /// Reads the strategy, parses the policies and plans them for the model.
     pub(super) fn check(&self, files: &ModelFiles) -> Result<StackPlan, CliError> {
-        let sharing = match &self.strategy {
+        let strategy = match &self.strategy {
             None => None,
             Some(path) => {
                 let strategy = Strategy::load(path)?;
                 strategy.check(&files.fingerprint()?)?;
-                Some(strategy.sharing().map_err(CliError::failure)?)
+                let strategy = match self.at {
+                    Some(at) => strategy.at(at.fraction(files.config().layers))?,
+                    None => strategy,
+                };
+                Some((strategy, path.clone()))
             }
         };
-        StackPlan::new(sharing, self.policies.clone(), files)
+        let sharing =
+            strategy.as_ref().map(|(strategy, _)| strategy.sharing()).transpose().map_err(CliError::failure)?;
+        let shape = strategy.as_ref().map_or(files.shape(), |(strategy, _)| strategy.shape(&files.shape()));
+        Ok(StackPlan { strategy, ..StackPlan::with_shape(sharing, self.policies.clone(), shape)? })
     }
 }
 
 impl StackPlan {
     pub(super) fn new(sharing: Option<Sharing>, specs: Vec<String>, files: &ModelFiles) -> Result<Self, CliError> {
+        Self::with_shape(sharing, specs, files.shape())
+    }
+
+    fn with_shape(sharing: Option<Sharing>, specs: Vec<String>, shape: ModelShape) -> Result<Self, CliError> {
         let stack = build_stack(sharing.as_ref(), &specs)?;
-        let (plan, names) = (Plan::new(&files.shape(), &stack)?, stack.names());
-        Ok(Self { sharing, specs, plan, names })
+        let (plan, names) = (Plan::new(&shape, &stack)?, stack.names());
+        Ok(Self { sharing, strategy: None, shape, specs, plan, names })
+    }
+
+    /// Loads the weights onto the device, with the strategy's fitted maps in them.
+    pub(super) fn load(&self, files: &ModelFiles, global: &Global) -> Result<Decoder, CliError> {
+        let model = load(files, global)?;
+        let Some((strategy, path)) = &self.strategy else { return Ok(model) };
+        let folded = model.folded(&strategy.load_adapters(path, &model.device())?)?;
+        Ok(folded.without_attention(&strategy.dropped)?)
     }
 
     /// The same with the budget of the evicting policy that fits `target`.
-    pub(super) fn solved(self, files: &ModelFiles, target: Target) -> Result<Self, CliError> {
-        let solved = solve_budget(&files.shape(), self.sharing.as_ref(), &self.specs, target)?;
-        Self::new(self.sharing, solved.policies, files)
+    pub(super) fn solved(self, target: Target) -> Result<Self, CliError> {
+        let solved = solve_budget(&self.shape, self.sharing.as_ref(), &self.specs, target)?;
+        Ok(Self { strategy: self.strategy, ..Self::with_shape(self.sharing, solved.policies, self.shape)? })
     }
 
     /// The stack, anew.

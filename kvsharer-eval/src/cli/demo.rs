@@ -4,7 +4,7 @@ use super::Global;
 use super::context::{ModelArg, StackPlan, check_output, load};
 use super::error::CliError;
 use super::output::{bar, complain, emit, emit_json, human_bytes, table};
-use super::search::{SearchFlags, Searched, draw_map};
+use super::search::{SearchFlags, Searched, draw_sharing};
 use clap::Args;
 use kvsharer_core::{Cache, SearchModel, Strategy};
 use kvsharer_eval::{DecodeSpeed, Perplexity, PerplexityOptions, decode_speed, perplexity, texts};
@@ -82,14 +82,14 @@ struct Report<'a> {
 
 pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<(), CliError> {
     let files = args.model.open(global)?;
-    args.search.check(&files)?;
+    args.search.check(&files, global)?;
     if let Some(path) = &args.output {
         check_output(path)?;
     }
     let tokenizer = files.tokenizer()?;
     let set = args.search.calibration(&files, &tokenizer)?;
     let model = load(&files, global)?;
-    let Searched { strategy, found, seconds } = args.search.search(&files, &model, &set, global)?;
+    let Searched { strategy, found, seconds } = args.search.search(&files, &model, &set, None, global)?;
     if let Some(path) = &args.output {
         strategy.save(path)?;
     }
@@ -151,7 +151,7 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<(), CliError> {
         found.trials.len(),
         draw_table(args, &rows),
         verdict(&rows),
-        draw_map(&found.map, layers),
+        draw_sharing(found.draft.sharing(), layers),
         draw_texts(&rows),
     ))
 }

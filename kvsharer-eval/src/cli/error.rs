@@ -97,6 +97,12 @@ impl From<SearchError> for CliError {
     }
 }
 
+impl From<kvsharer_core::AdaptersError> for CliError {
+    fn from(error: kvsharer_core::AdaptersError) -> Self {
+        Self::failure(error)
+    }
+}
+
 impl From<StrategyError> for CliError {
     fn from(error: StrategyError) -> Self {
         Self::failure(error)

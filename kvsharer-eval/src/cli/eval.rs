@@ -3,7 +3,7 @@
 mod task;
 
 use super::Global;
-use super::context::{ModelArg, StackArgs, check_output, load};
+use super::context::{ModelArg, StackArgs, check_output};
 use super::error::CliError;
 use super::output::{bar, complain, emit, emit_json, human_bytes, table, write_json, write_json_lines};
 use clap::Args;
@@ -150,7 +150,7 @@ pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<(), CliError> {
         ));
     }
     let tokenizer = files.tokenizer()?;
-    let model = load(&files, global)?;
+    let model = checked.load(&files, global)?;
     let options = BenchmarkOptions { seed: global.seed, score: global.device.scoring(), ..BenchmarkOptions::default() };
     let start = Instant::now();
     let (mut results, mut samples, mut plan_bytes) = (Vec::new(), Vec::new(), 0);

@@ -1,7 +1,7 @@
 //! `kvsharer generate`.
 
 use super::Global;
-use super::context::{ModelArg, StackArgs, check_memory, load};
+use super::context::{ModelArg, StackArgs, check_memory};
 use super::error::CliError;
 use super::output::{complain, emit, emit_json, human_bytes};
 use clap::Args;
@@ -74,7 +74,7 @@ pub(super) fn run(args: &GenerateArgs, global: &Global) -> Result<(), CliError> 
     }
     let plan_bytes = checked.plan.bytes(1, Lengths::new(prompt.len(), tokens), global.dtype.dtype().size());
     check_memory(plan_bytes)?;
-    let model = load(&files, global)?;
+    let model = checked.load(&files, global)?;
     let cache_options = model.cache_options(1, tokens).for_prompt(prompt.len());
     let mut cache = Cache::new(model.shape(), checked.stack()?, cache_options, &model.device())?;
     let mut written = Ok(());

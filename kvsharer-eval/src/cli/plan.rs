@@ -62,7 +62,7 @@ pub(super) fn run(args: &PlanArgs, global: &Global) -> Result<(), CliError> {
     let mut checked = args.stack.check(&files)?;
     if let Some(budget) = args.kv_budget {
         let bytes = usize::try_from(budget.as_u64()).unwrap_or(usize::MAX);
-        checked = checked.solved(&files, Target { bytes, batch, lengths, element_bytes })?;
+        checked = checked.solved(Target { bytes, batch, lengths, element_bytes })?;
     }
     let chunk = args.chunk.map_or(tokens, |chunk| chunk as usize);
     let cost = |plan: &Plan| Cost {

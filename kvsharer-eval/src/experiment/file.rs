@@ -1,7 +1,7 @@
 //! The experiment file and its cells.
 
 use super::{BenchSpec, ExperimentError, SearchSpec};
-use crate::TaskSpec;
+use crate::{Share, TaskSpec};
 use kvsharer_core::hex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -50,6 +50,9 @@ pub struct StrategySpec {
     /// A search, run when it is first needed.
     #[serde(default)]
     pub search: Option<SearchSpec>,
+    /// The step of a search that went further, so that one search serves several shares.
+    #[serde(default)]
+    pub at: Option<Share>,
 }
 
 /// Policies beside the strategy.
@@ -76,7 +79,7 @@ fn default_seeds() -> Vec<u64> {
 }
 
 fn default_strategies() -> Vec<StrategySpec> {
-    vec![StrategySpec { name: "full".into(), file: None, search: None }]
+    vec![StrategySpec { name: "full".into(), file: None, search: None, at: None }]
 }
 
 fn default_stacks() -> Vec<StackSpec> {
@@ -199,6 +202,7 @@ impl Experiment {
             from(&mut strategy.file);
             if let Some(search) = &mut strategy.search {
                 from(&mut search.calibration);
+                from(&mut search.map);
             }
         }
         self

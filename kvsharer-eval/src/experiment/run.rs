@@ -4,8 +4,11 @@ use super::file::{Cell, CellKind, Experiment, Shard, StrategySpec};
 use super::record::{Record, Records, check_same};
 use super::{ExperimentError, SearchSpec, bench};
 use crate::{BenchmarkOptions, EvalError, Job, Step, Target, build_stack, solve_budget};
+use crate::{Journal, Journaled};
 use burn::tensor::{DType, Device};
-use kvsharer_core::{Lengths, Order, Plan, Sharing, Stack, Strategy, hex, search};
+use kvsharer_core::{
+    Lengths, ModelShape, Plan, Progress, SearchModel, Sharing, Stack, Strategy, hex, search, write_atomically,
+};
 use kvsharer_models::{Decoder, ModelError, ModelFiles, ModelTokenizer, open_model};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -49,8 +52,8 @@ pub struct Runner {
     pub dtype_name: String,
     /// How much is run at once.
     pub options: BenchmarkOptions,
-    /// Samples of a calibration batch, given all samples.
-    pub calibration_batch: fn(&Device, usize) -> usize,
+    /// Samples of a calibration batch and batches at once, given all samples.
+    pub calibration_batch: fn(&Device, usize) -> (usize, usize),
     /// Which cells.
     pub shard: Shard,
     /// Folder that relative paths of the experiment start from.
@@ -143,11 +146,12 @@ impl Runner {
     ) -> Result<Record, EvalError> {
         let seed = experiment.seeds[cell.seed];
         let loaded = self.load(&experiment.models[cell.model], seed, loaded)?;
-        let strategy = self.strategy(&experiment.strategies[cell.strategy], loaded, seed, watch)?;
-        let sharing = match &strategy {
-            Some(strategy) => Some(strategy.sharing().map_err(EvalError::from)?),
-            None => None,
+        let found = self.strategy(&experiment.strategies[cell.strategy], loaded, seed, watch)?;
+        let (sharing, model) = match &found {
+            Some(found) => (Some(found.strategy.sharing()?), Some(found.adapted(&loaded.model)?)),
+            None => (None, None),
         };
+        let model = model.as_ref().unwrap_or(&loaded.model);
         let start = Instant::now();
         let stack = &experiment.stacks[cell.stack];
         let policies = match (stack.kv_share, cell.kind) {
@@ -161,7 +165,7 @@ impl Runner {
                         (batch, Lengths::new(spec.prompt, spec.prompt + spec.generate))
                     }
                 };
-                self.solved(loaded, sharing.as_ref(), &stack.policies, share, batch, lengths)?
+                self.solved(loaded, model.shape(), sharing.as_ref(), &stack.policies, share, batch, lengths)?
             }
         };
         let stack_of = || build_stack(sharing.as_ref(), &policies);
@@ -170,22 +174,22 @@ impl Runner {
                 let tokenizer = loaded.tokenizer()?;
                 let options = BenchmarkOptions { seed, ..self.options.clone() };
                 let progress = |step| watch(Watch::Step(step));
-                let evaluated = jobs[task].run(&loaded.model, tokenizer, &options, stack_of, progress)?;
+                let evaluated = jobs[task].run(model, tokenizer, &options, stack_of, progress)?;
                 (json!(evaluated.result), evaluated.largest)
             }
             CellKind::Bench(bench_index) => {
                 let spec = &experiment.benches[bench_index];
                 watch(Watch::Step(Step::Total(spec.batch.len() * (spec.repeats + 1))));
                 let done = |steps| watch(Watch::Step(Step::Done(steps)));
-                let rows = spec.batch.iter().map(|&batch| bench(&loaded.model, spec, batch, stack_of, done));
+                let rows = spec.batch.iter().map(|&batch| bench(model, spec, batch, stack_of, done));
                 let rows = rows.collect::<Result<Vec<_>, _>>()?;
                 let batch = spec.batch.iter().copied().max().unwrap_or(1);
                 (json!(rows), (batch, Lengths::new(spec.prompt, spec.prompt + spec.generate)))
             }
         };
-        let shape = loaded.files.shape();
-        let bytes = |stack: &Stack<'_>| -> Result<usize, EvalError> {
-            Ok(Plan::new(&shape, stack)?.bytes(batch, lengths, self.dtype.size()))
+        let full = loaded.files.shape();
+        let bytes = |shape: &ModelShape, stack: &Stack<'_>| -> Result<usize, EvalError> {
+            Ok(Plan::new(shape, stack)?.bytes(batch, lengths, self.dtype.size()))
         };
         let own = stack_of()?;
         Ok(Record {
@@ -198,16 +202,20 @@ impl Runner {
             model_hash: loaded.hash.clone(),
             seed,
             strategy: experiment.strategies[cell.strategy].name.clone(),
-            strategy_record: strategy.map_or(Value::Null, |strategy| {
-                let Strategy { key_map, value_map, search, calibration, reached, requested, .. } = strategy;
-                json!({ "key_map": key_map, "value_map": value_map, "search": search, "calibration": calibration, "reached": reached, "requested": requested })
+            strategy_record: found.map_or(Value::Null, |found| {
+                let Strategy { key_map, value_map, search, calibration, reached, requested, saved, .. } =
+                    found.strategy;
+                let (fitted, trials, seconds) = (found.strategy.adapters.len(), found.trials, found.seconds);
+                json!({ "key_map": key_map, "value_map": value_map, "search": search, "calibration": calibration,
+                    "reached": reached, "requested": requested, "saved": saved, "fitted_layers": fitted,
+                    "trials": trials, "search_seconds": seconds })
             }),
             stack: stack.name.clone(),
             policies: own.names(),
             spec: Value::Null,
             result,
-            plan_bytes: bytes(&own)?,
-            full_bytes: bytes(&Stack::new())?,
+            plan_bytes: bytes(model.shape(), &own)?,
+            full_bytes: bytes(&full, &Stack::new())?,
             device: self.device_name.clone(),
             dtype: self.dtype_name.clone(),
             threads: rayon::current_num_threads(),
@@ -241,16 +249,25 @@ impl Runner {
         loaded: &Loaded,
         seed: u64,
         watch: &impl Fn(Watch<'_>),
-    ) -> Result<Option<Strategy>, EvalError> {
-        match (&spec.file, &spec.search) {
-            (None, None) => Ok(None),
+    ) -> Result<Option<FoundStrategy>, EvalError> {
+        let (whole, path) = match (&spec.file, &spec.search) {
+            (None, None) => return Ok(None),
             (Some(path), _) => {
                 let strategy = Strategy::load(path)?;
                 strategy.check(&loaded.files.fingerprint()?)?;
-                Ok(Some(strategy))
+                (strategy, path.clone())
             }
-            (None, Some(search)) => self.searched(&spec.name, search, loaded, seed, watch).map(Some),
-        }
+            (None, Some(search)) => self.searched(&spec.name, search, loaded, seed, watch)?,
+        };
+        let seconds = std::fs::read_to_string(seconds_of(&path)).ok().and_then(|text| text.trim().parse().ok());
+        let strategy = match spec.at {
+            Some(at) => whole.at(at.fraction(whole.model.layers))?,
+            None => whole,
+        };
+        // Up to the step that is used: what a search for so much would have taken.
+        let step = strategy.steps.iter().find(|step| (step.saved - strategy.saved).abs() < 1e-9);
+        let trials = step.map_or(strategy.trials.len(), |step| step.trials);
+        Ok(Some(FoundStrategy { strategy, path, trials, seconds }))
     }
 
     /// The strategy that a search finds, kept in a file beside the results so that it is found once.
@@ -261,43 +278,75 @@ impl Runner {
         loaded: &Loaded,
         seed: u64,
         watch: &impl Fn(Watch<'_>),
-    ) -> Result<Strategy, EvalError> {
+    ) -> Result<(Strategy, PathBuf), EvalError> {
         let tokenizer = loaded.tokenizer()?;
         let set = spec.calibration(tokenizer, loaded.files.config().vocab)?;
         // Only a random order depends on the seed.
-        let seed = if spec.order == Order::Random { seed } else { 0 };
+        let seed = if spec.is_random() { seed } else { 0 };
         let key = json!([spec, set.hash(), loaded.hash, seed, self.dtype_name, LIBRARY]).to_string();
         let key = hex(&Sha256::digest(key))[..16].to_owned();
         let folder = strategies_of(&self.output);
         let path = folder.join(format!("{key}.json"));
         if path.is_file() {
-            return Ok(Strategy::load(&path)?);
+            return Ok((Strategy::load(&path)?, path));
         }
         watch(Watch::Searches(name));
-        let batch = (self.calibration_batch)(&self.device, set.samples().len());
-        let options = spec.options(loaded.files.config().layers, seed, batch);
-        let found = search(&loaded.model, &set, &options, |_| {})?;
-        let strategy = Strategy::new(loaded.files.fingerprint()?, &set, &options, &found);
         std::fs::create_dir_all(&folder).map_err(|source| EvalError::Io { path: folder.clone(), source })?;
-        strategy.save(&path)?;
-        Ok(strategy)
+        let (batch, parallel) = (self.calibration_batch)(&self.device, set.samples().len());
+        let options = spec.options(batch, parallel);
+        let strategy = spec.strategy(loaded.files.config().layers, seed)?;
+        let mut journal = Journal::open(&path.with_extension("journal"), &key)?;
+        let mut observer = Journaled { journal: Some(&mut journal), watch: |_: Progress<'_>| {} };
+        let start = Instant::now();
+        let found = search(&loaded.model, &set, strategy.as_ref(), &options, &mut observer)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let strategy = Strategy::new(loaded.files.fingerprint()?, &set, strategy.as_ref(), &options, &found);
+        let timed = seconds_of(&path);
+        write_atomically(&timed, format!("{seconds}\n").as_bytes())
+            .map_err(|source| EvalError::Io { path: timed.clone(), source })?;
+        strategy.save_with(&path, &found.adapters)?;
+        journal.remove()?;
+        Ok((Strategy::load(&path)?, path))
     }
 
     fn solved(
         &self,
         loaded: &Loaded,
+        shape: &ModelShape,
         sharing: Option<&Sharing>,
         policies: &[String],
         share: f64,
         batch: usize,
         lengths: Lengths,
     ) -> Result<Vec<String>, EvalError> {
-        let shape = loaded.files.shape();
-        let full = Plan::new(&shape, &Stack::new())?.bytes(batch, lengths, self.dtype.size());
+        let full = Plan::new(&loaded.files.shape(), &Stack::new())?.bytes(batch, lengths, self.dtype.size());
         let bytes = (full as f64 * share) as usize;
         let target = Target { bytes, batch, lengths, element_bytes: self.dtype.size() };
-        Ok(solve_budget(&shape, sharing, policies, target)?.policies)
+        Ok(solve_budget(shape, sharing, policies, target)?.policies)
     }
+}
+
+/// A strategy and where it comes from.
+struct FoundStrategy {
+    strategy: Strategy,
+    path: PathBuf,
+    /// Trials up to the step that is used.
+    trials: usize,
+    /// Seconds of the whole search, if it was made here and in one go.
+    seconds: Option<f64>,
+}
+
+impl FoundStrategy {
+    /// The model as the strategy wants it: with its fitted maps, without what it drops.
+    fn adapted(&self, model: &Decoder) -> Result<Decoder, EvalError> {
+        let adapters = self.strategy.load_adapters(&self.path, &model.device())?;
+        Ok(model.folded(&adapters)?.without_attention(&self.strategy.dropped)?)
+    }
+}
+
+/// Where the seconds of a search are kept.
+fn seconds_of(strategy: &Path) -> PathBuf {
+    strategy.with_extension("seconds")
 }
 
 /// Folder of the strategies that searches found for a results file.

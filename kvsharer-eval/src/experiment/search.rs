@@ -1,29 +1,94 @@
-//! A search as an experiment file describes it.
+//! A search as the command line or an experiment file describes it.
 
 use crate::{EvalError, Share, texts};
-use kvsharer_core::{CalibrationSet, Distance, Gate, Order, SearchOptions, Units};
+use kvsharer_core::{
+    Adjacent, Beam, CalibrationSet, Distance, DropLayers, Fit, Fixed, Gate, Greedy, Kv, LayerId, LayerMap, Objective,
+    Order, Paper, Refine, Refit, SearchOptions, SearchStrategy, Sharing, Strategies, Units,
+};
 use kvsharer_models::{ModelError, ModelTokenizer};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-/// The paper's search with its options; the defaults are those of the official code.
+/// Name of a search strategy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StrategyName {
+    /// arXiv 2410.18517: pairs in the order of their distance behind a gate.
+    Paper,
+    /// The same in random order.
+    Random,
+    /// Layers spread evenly read the one below.
+    Adjacent,
+    /// The best of all moves at every step.
+    Greedy,
+    /// The same, looking only at moves that were cheap when last judged.
+    LazyGreedy,
+    /// Greedy with several drafts at a time.
+    Beam,
+    /// Swaps on top of what the strategies before it found.
+    Refine,
+    /// Fits all maps anew.
+    Refit,
+    /// Layers lose their attention altogether.
+    Drop,
+    /// A given map.
+    Fixed,
+}
+
+impl StrategyName {
+    /// Whether candidates are told apart by small differences, for which the hidden cosine is too coarse.
+    fn chooses(self) -> bool {
+        !matches!(self, StrategyName::Paper | StrategyName::Random)
+    }
+}
+
+/// A search with its options; the defaults are those of the paper's official code.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SearchSpec {
-    /// Layers to share: `8` or `25%`.
+    /// How much to share: layers (`8`) or percent of the KV bytes (`25%`).
     pub share: Share,
+    /// Strategies, one after the other.
+    pub strategy: Vec<StrategyName>,
     /// What is shared.
     pub units: Units,
+    /// How candidates are judged; the strategy's own choice if `None`.
+    pub objective: Option<Objective>,
+    /// Which maps are fitted.
+    pub fit: Fit,
+    /// Whether fits also choose which head reads which.
+    pub permute_heads: bool,
+    /// Whether moves are tried without fitted maps, too.
+    pub plain_too: bool,
+    /// Strength of the fits' ridge.
+    pub ridge: f64,
+    /// The farthest a donor may be below its borrower.
+    pub reach: Option<usize>,
+    /// Least number of candidates that lazy strategies judge at a step.
+    pub width: usize,
+    /// Drafts of a beam search.
+    pub beams: usize,
+    /// The most passes of a refinement.
+    pub passes: usize,
+    /// Fraction of the samples that nothing is chosen by.
+    pub held_back: f64,
     /// Which pairs come first.
     pub order: Order,
     /// How caches are compared.
     pub distance: Distance,
-    /// How outputs are compared.
+    /// How outputs are compared, for the objective `hidden-cosine`.
     pub gate: Gate,
     /// A pair is kept if the similarity is greater; -1 keeps every pair.
     pub threshold: f64,
+    /// A JSON map, for the strategy `fixed`.
+    pub map: Option<PathBuf>,
+    /// A map in LCKV's notation, for the strategy `fixed`.
+    pub layer_types: Option<String>,
     /// Text with one sample a line; the embedded one if `None`.
     pub calibration: Option<PathBuf>,
+    /// Whether the text is cut into windows of `sample_tokens` tokens instead of lines.
+    pub windows: bool,
     /// Samples used, the first of the text.
     pub samples: usize,
     /// Tokens each sample is cut to.
@@ -36,12 +101,26 @@ impl Default for SearchSpec {
     fn default() -> Self {
         Self {
             share: Share::Percent(25.0),
+            strategy: vec![StrategyName::Paper],
             units: Units::default(),
+            objective: None,
+            fit: Fit::default(),
+            permute_heads: false,
+            plain_too: false,
+            ridge: 0.01,
+            reach: None,
+            width: 40,
+            beams: 4,
+            passes: 2,
+            held_back: 0.0,
             order: Order::default(),
             distance: Distance::default(),
             gate: Gate::default(),
             threshold: 0.5,
+            map: None,
+            layer_types: None,
             calibration: None,
+            windows: false,
             samples: 30,
             sample_tokens: 64,
             max_trials: None,
@@ -50,18 +129,75 @@ impl Default for SearchSpec {
 }
 
 impl SearchSpec {
-    /// Options for a model of `layers` layers.
-    pub fn options(&self, layers: usize, seed: u64, batch: usize) -> SearchOptions {
+    /// The objective by which candidates are judged.
+    pub fn objective(&self) -> Objective {
+        self.objective.unwrap_or(match self.strategy.iter().any(|strategy| strategy.chooses()) {
+            true => Objective::LogitKl,
+            false => Objective::HiddenCosine,
+        })
+    }
+
+    /// Options for batches of `batch` samples, so many of them at once.
+    pub fn options(&self, batch: usize, parallel: usize) -> SearchOptions {
         SearchOptions {
+            share: self.share.target(),
             units: self.units,
-            distance: self.distance,
-            order: self.order,
+            objective: self.objective(),
             gate: self.gate,
-            threshold: self.threshold,
-            seed,
+            fit: self.fit,
+            permute_heads: self.permute_heads,
+            plain_too: self.plain_too,
+            ridge: self.ridge,
+            reach: self.reach,
+            held_back: self.held_back,
             batch,
+            parallel,
             max_trials: self.max_trials,
-            ..SearchOptions::new(self.share.of(layers))
+        }
+    }
+
+    /// The strategy for a model of `layers` layers.
+    ///
+    /// # Errors
+    /// [`EvalError`] for a map that cannot be read or carried out.
+    pub fn strategy(&self, layers: usize, seed: u64) -> Result<Box<dyn SearchStrategy>, EvalError> {
+        let Self { distance, order, threshold, width, .. } = *self;
+        let mut strategies: Vec<Box<dyn SearchStrategy>> = Vec::new();
+        for name in &self.strategy {
+            strategies.push(match name {
+                StrategyName::Paper => Box::new(Paper { distance, order, threshold, seed }),
+                StrategyName::Random => Box::new(Paper { distance, order: Order::Random, threshold, seed }),
+                StrategyName::Adjacent => Box::new(Adjacent),
+                StrategyName::Greedy => Box::new(Greedy { width: None }),
+                StrategyName::LazyGreedy => Box::new(Greedy { width: Some(width) }),
+                StrategyName::Beam => Box::new(Beam { beams: self.beams.max(1), width: Some(width) }),
+                StrategyName::Refine => Box::new(Refine { width, passes: self.passes }),
+                StrategyName::Refit => Box::new(Refit),
+                StrategyName::Drop => Box::new(DropLayers),
+                StrategyName::Fixed => Box::new(self.fixed(layers)?),
+            });
+        }
+        match strategies.len() {
+            0 => Err(EvalError::BadSearch("no strategy was named".into())),
+            1 => Ok(strategies.remove(0)),
+            _ => Ok(Box::new(Strategies(strategies))),
+        }
+    }
+
+    /// Whether the seed matters.
+    pub fn is_random(&self) -> bool {
+        self.strategy
+            .iter()
+            .any(|&name| name == StrategyName::Random || name == StrategyName::Paper && self.order == Order::Random)
+    }
+
+    fn fixed(&self, layers: usize) -> Result<Fixed, EvalError> {
+        match (&self.map, &self.layer_types) {
+            (Some(path), None) => Ok(Fixed { sharing: read_map(path)?, name: "fixed".into() }),
+            (None, Some(types)) => {
+                Fixed::from_layer_types(types, layers).map_err(|error| EvalError::BadSearch(error.to_string()))
+            }
+            _ => Err(EvalError::BadSearch("the strategy `fixed` wants a map or layer types, one of the two".into())),
         }
     }
 
@@ -79,8 +215,17 @@ impl SearchSpec {
             None => None,
         };
         let text = own.as_deref().unwrap_or(texts::CALIBRATION);
-        let lines: Vec<&str> = texts::samples(text).take(self.samples).collect();
-        let ids = tokenizer.encode_batch(&lines).map_err(ModelError::from)?;
+        let ids = match self.windows {
+            true => {
+                let ids = tokenizer.encode(text).map_err(ModelError::from)?;
+                let windows = ids.chunks(self.sample_tokens.max(1)).take(self.samples);
+                windows.map(<[u32]>::to_vec).collect()
+            }
+            false => {
+                let lines: Vec<&str> = texts::samples(text).take(self.samples).collect();
+                tokenizer.encode_batch(&lines).map_err(ModelError::from)?
+            }
+        };
         if let Some(&id) = ids.iter().flatten().find(|&&id| id as usize >= vocab) {
             return Err(ModelError::TokenOutOfRange { id, vocab }.into());
         }
@@ -89,4 +234,24 @@ impl SearchSpec {
             source,
         })
     }
+}
+
+/// A map: `{"5": 3}` for keys and values alike, or `{"key_map": {…}, "value_map": {…}}`, of which a strategy file is one.
+fn read_map(path: &Path) -> Result<Sharing, EvalError> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Maps {
+        Apart { key_map: BTreeMap<LayerId, LayerId>, value_map: BTreeMap<LayerId, LayerId> },
+        Both(BTreeMap<LayerId, LayerId>),
+    }
+    let text = std::fs::read(path).map_err(|source| EvalError::Io { path: path.into(), source })?;
+    let bad = |what: String| EvalError::BadSearch(format!("{}: {what}", path.display()));
+    let maps = serde_json::from_slice(&text)
+        .map_err(|_| bad("no map: give {\"borrower\": donor, …} or {\"key_map\": {…}, \"value_map\": {…}}".into()))?;
+    let resolve = |kind, map: BTreeMap<LayerId, LayerId>| LayerMap::resolve(kind, map).map_err(|e| bad(e.to_string()));
+    let (keys, values) = match maps {
+        Maps::Apart { key_map, value_map } => (key_map, value_map),
+        Maps::Both(map) => (map.clone(), map),
+    };
+    Ok(Sharing::new(resolve(Kv::Key, keys)?, resolve(Kv::Value, values)?))
 }

@@ -1,6 +1,6 @@
 //! How far apart two layers' caches are, and the order in which pairs are tried.
 
-use crate::{Averages, LayerId, LayerMap, Sharing};
+use crate::{Averages, Kv, LayerId};
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -30,7 +30,7 @@ pub enum Order {
 }
 
 /// What a layer that shares reads of another.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Units {
     /// Keys and values, as the paper has it.
@@ -40,19 +40,44 @@ pub enum Units {
     Keys,
     /// Values alone.
     Values,
+    /// Keys and values, each with a donor of its own.
+    Apart,
 }
 
 impl Units {
-    /// The map applied to what is shared.
-    pub fn sharing(self, map: &LayerMap) -> Sharing {
-        let of = |wanted: bool| if wanted { map.clone() } else { LayerMap::default() };
-        Sharing::new(of(self != Units::Values), of(self != Units::Keys))
+    /// What single replacements share.
+    pub fn kinds(self) -> &'static [Units] {
+        match self {
+            Units::Both => &[Units::Both],
+            Units::Keys => &[Units::Keys],
+            Units::Values => &[Units::Values],
+            Units::Apart => &[Units::Keys, Units::Values],
+        }
+    }
+
+    /// Whether keys (or values) are shared.
+    pub fn has(self, kind: Kv) -> bool {
+        match self {
+            Units::Both | Units::Apart => true,
+            Units::Keys => kind == Kv::Key,
+            Units::Values => kind == Kv::Value,
+        }
+    }
+
+    /// `KV`, `K`, `V` or `K,V`.
+    pub fn letters(self) -> &'static str {
+        match self {
+            Units::Both => "KV",
+            Units::Keys => "K",
+            Units::Values => "V",
+            Units::Apart => "K,V",
+        }
     }
 
     /// Distance of what would be shared: of both, the mean of the two.
     pub fn distance(self, pair: &Pair) -> f64 {
         match self {
-            Units::Both => (pair.key + pair.value) / 2.0,
+            Units::Both | Units::Apart => (pair.key + pair.value) / 2.0,
             Units::Keys => pair.key,
             Units::Values => pair.value,
         }
@@ -109,9 +134,10 @@ impl Distance {
 }
 
 impl Order {
-    /// Sorts pairs into the order of trial; equal distances keep their order by (donor, borrower).
-    pub fn sort(self, pairs: &mut [Pair], units: Units, seed: u64) {
-        let distance = |pair: &Pair| units.distance(pair);
+    /// Sorts pairs and what they would share into the order of trial; equal distances keep their order by (donor,
+    /// borrower).
+    pub fn sort(self, pairs: &mut [(Pair, Units)], seed: u64) {
+        let distance = |(pair, units): &(Pair, Units)| units.distance(pair);
         match self {
             Order::Dissimilar => pairs.sort_by(|a, b| distance(b).total_cmp(&distance(a))),
             Order::Similar => pairs.sort_by(|a, b| distance(a).total_cmp(&distance(b))),
@@ -134,11 +160,13 @@ mod tests {
 
     #[test]
     fn ties_are_tried_in_order_of_layers() {
-        let pair = |donor, borrower| Pair { donor: LayerId(donor), borrower: LayerId(borrower), key: 1.0, value: 1.0 };
+        let pair = |donor, borrower| {
+            (Pair { donor: LayerId(donor), borrower: LayerId(borrower), key: 1.0, value: 1.0 }, Units::Both)
+        };
         let expected = [pair(0, 1), pair(0, 2), pair(1, 2)];
         for order in [Order::Dissimilar, Order::Similar] {
             let mut pairs = expected;
-            order.sort(&mut pairs, Units::Both, 0);
+            order.sort(&mut pairs, 0);
             assert_eq!(pairs, expected);
         }
     }

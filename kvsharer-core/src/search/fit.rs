@@ -1,0 +1,260 @@
+//! Maps fitted by ridge least squares that make up for a borrowed cache.
+//!
+//! # Deviations
+//! The attention's outputs are fitted, not the values themselves: `Z_own ~ Z_borrowed W + b` weighs tokens as the
+//! attention does, and makes up for borrowed keys as well. The target is what the untouched model's layer gave on the
+//! same text, so that part of what replacements below have spoiled is mended too. The ridge pulls towards reading the
+//! borrowed cache as it is, not towards zero.
+
+use super::replay::{Captured, host};
+use crate::adapter::{Mix, Turn, reorder};
+use crate::{CacheError, axis};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use nalgebra::{Cholesky, DMatrix, DVector};
+use serde::{Deserialize, Serialize};
+
+/// Which maps may be fitted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fit {
+    /// None: borrowed caches are read as they are.
+    #[default]
+    None,
+    /// Keys turned by a complex factor a rotary frequency, values mapped head by head.
+    Heads,
+    /// Keys likewise, the output of all heads mapped together. Costs `(heads * head_dim)^3` a candidate.
+    Full,
+}
+
+/// Token rows of one batch that are no padding.
+pub(crate) struct Sample<'a> {
+    pub(crate) captured: &'a Captured,
+    /// What the untouched layer gave, `[batch, query_head, token, head_dim]`.
+    pub(crate) target: &'a Tensor<4>,
+    /// Indices into `[batch * token]`.
+    pub(crate) rows: &'a [i64],
+}
+
+/// Sums that a least-squares fit needs, of `n` rows `x` and `y`.
+struct Moments {
+    n: f64,
+    x: DVector<f64>,
+    y: DVector<f64>,
+    xx: DMatrix<f64>,
+    xy: DMatrix<f64>,
+}
+
+/// Fits the factors of [`Turn`] for groups of heads that read the slot's `heads`.
+pub(crate) fn turn(samples: &[Sample<'_>], heads: Option<&[usize]>) -> Result<Turn, CacheError> {
+    let [_, kv_heads, _, dim] = samples[0].captured.own_keys.dims();
+    let (half, device) = (dim / 2, samples[0].captured.own_keys.device());
+    let mut sums = vec![0.0_f64; 3 * kv_heads * half];
+    for sample in samples {
+        let rows = |keys: &Tensor<4>| pick(keys, sample.rows).cast(DType::F32);
+        let read_keys = match heads {
+            Some(heads) => reorder(sample.captured.read_keys.clone(), heads),
+            None => sample.captured.read_keys.clone(),
+        };
+        let (own, read) = (rows(&sample.captured.own_keys), rows(&read_keys));
+        let parts = |x: Tensor<3>| (x.clone().slice_dim(2, 0..half), x.slice_dim(2, half..dim));
+        let ((a, b), (c, d)) = (parts(own), parts(read));
+        let real = a.clone() * c.clone() + b.clone() * d.clone();
+        let imaginary = b * c.clone() - a * d.clone();
+        let power = c.square() + d.square();
+        let sum = |x: Tensor<3>| x.sum_dim(1).reshape([kv_heads * half]);
+        let all = host(Tensor::cat(vec![sum(real), sum(imaginary), sum(power)], 0))?;
+        sums.iter_mut().zip(all).for_each(|(sum, term)| *sum += f64::from(term));
+    }
+    let (parts, power) = sums.split_at(2 * kv_heads * half);
+    let factor = |part: &[f64], of_nothing: f64| {
+        let factors = part.iter().zip(power).map(|(&part, &power)| if power > 0.0 { part / power } else { of_nothing });
+        let factors: Vec<f32> = factors.map(|factor| factor as f32).collect();
+        Tensor::from_data(TensorData::new(factors, [kv_heads, half]), &device)
+    };
+    let (real, imaginary) = parts.split_at(kv_heads * half);
+    Ok(Turn { real: factor(real, 1.0), imaginary: factor(imaginary, 0.0) })
+}
+
+/// Fits a [`Mix`] of the wanted kind; `ridge` is relative to the mean variance of an input channel.
+pub(crate) fn mix(fit: Fit, samples: &[Sample<'_>], kv_heads: usize, ridge: f64) -> Result<Option<Mix>, CacheError> {
+    let device = samples[0].target.device();
+    let [_, heads, _, dim] = samples[0].target.dims();
+    match fit {
+        Fit::None => Ok(None),
+        Fit::Heads => {
+            let maps = solve_heads(samples, kv_heads, ridge)?;
+            let weight = maps.iter().flat_map(|(weight, _)| rows_of(weight)).collect::<Vec<f32>>();
+            let bias = maps.iter().flat_map(|(_, bias)| bias.iter().map(|&x| x as f32)).collect::<Vec<f32>>();
+            Ok(Some(Mix::Heads {
+                weight: Tensor::from_data(TensorData::new(weight, [kv_heads, dim, dim]), &device),
+                bias: Tensor::from_data(TensorData::new(bias, [kv_heads, dim]), &device),
+            }))
+        }
+        Fit::Full => {
+            let group = heads / kv_heads;
+            let mut prior = DMatrix::zeros(heads * dim, heads * dim);
+            for (kv_head, (weight, _)) in solve_heads(samples, kv_heads, ridge)?.iter().enumerate() {
+                for head in kv_head * group..(kv_head + 1) * group {
+                    prior.view_mut((head * dim, head * dim), (dim, dim)).copy_from(weight);
+                }
+            }
+            let moments = Moments::over(samples, |x| flat(x, heads * dim))?;
+            let (weight, bias) = moments.ridge(&prior, ridge)?;
+            let bias: Vec<f32> = bias.iter().map(|&x| x as f32).collect();
+            Ok(Some(Mix::Full {
+                weight: matrix(&weight, &device),
+                bias: Tensor::from_data(TensorData::new(bias, [heads * dim]), &device),
+            }))
+        }
+    }
+}
+
+/// The share of the target's variance that stays unexplained, over rows that a fit has not seen.
+pub(crate) fn residual(mix: Option<&Mix>, samples: &[Sample<'_>]) -> Result<f64, CacheError> {
+    let (mut error, mut variance) = (0.0, 0.0);
+    for sample in samples {
+        let [_, heads, _, dim] = sample.target.dims();
+        let mapped = mix.map_or(sample.captured.mixed.clone(), |mix| mix.apply(sample.captured.mixed.clone()));
+        let rows = |x: &Tensor<4>| flat(pick(x, sample.rows).cast(DType::F32), heads * dim);
+        let (mapped, target) = (rows(&mapped), rows(sample.target));
+        let sum = |x: Tensor<2>| Ok::<f64, CacheError>(host(x.square().sum())?.into_iter().map(f64::from).sum());
+        error += sum(mapped - target.clone())?;
+        variance += sum(target.clone() - target.mean_dim(0))?;
+    }
+    Ok(error / variance)
+}
+
+/// For each group of query heads, the squared error that a map head by head leaves.
+pub(crate) fn head_errors(samples: &[Sample<'_>], kv_heads: usize, ridge: f64) -> Result<Vec<f64>, CacheError> {
+    let Some(mix) = mix(Fit::Heads, samples, kv_heads, ridge)? else { return Ok(Vec::new()) };
+    let mut errors = vec![0.0; kv_heads];
+    for sample in samples {
+        let [_, heads, _, dim] = sample.target.dims();
+        let error = mix.apply(sample.captured.mixed.clone()) - sample.target.clone();
+        let error = pick(&error, sample.rows).cast(DType::F32).square();
+        let rows = error.dims()[1];
+        let by_group = error.reshape([kv_heads, heads / kv_heads * rows * dim]).sum_dim(1);
+        errors.iter_mut().zip(host(by_group)?).for_each(|(sum, error)| *sum += f64::from(error));
+    }
+    Ok(errors)
+}
+
+/// A permutation with a low sum of `errors[group][head]`, reached by exchanging two or three heads at a time: the least
+/// of all up to three heads.
+pub(crate) fn assign(errors: &[Vec<f64>]) -> Vec<usize> {
+    let sum = |order: &[usize]| order.iter().zip(errors).map(|(&head, errors)| errors[head]).sum::<f64>();
+    let mut best: Vec<usize> = (0..errors.len()).collect();
+    loop {
+        let mut better = None;
+        let mut least = sum(&best);
+        for (a, b) in (0..best.len()).flat_map(|a| (0..a).map(move |b| (a, b))) {
+            let mut order = best.clone();
+            order.swap(a, b);
+            if sum(&order) < least {
+                least = sum(&order);
+                better = Some(order);
+            }
+            for c in 0..b {
+                let mut order = best.clone();
+                (order[a], order[b], order[c]) = (best[b], best[c], best[a]);
+                if sum(&order) < least {
+                    least = sum(&order);
+                    better = Some(order);
+                }
+            }
+        }
+        match better {
+            Some(order) => best = order,
+            None => return best,
+        }
+    }
+}
+
+fn solve_heads(
+    samples: &[Sample<'_>],
+    kv_heads: usize,
+    ridge: f64,
+) -> Result<Vec<(DMatrix<f64>, DVector<f64>)>, CacheError> {
+    let [_, heads, _, dim] = samples[0].target.dims();
+    let group = heads / kv_heads;
+    let solve = |kv_head: usize| {
+        let of_group = |x: Tensor<3>| {
+            let rows = x.dims()[1];
+            x.slice_dim(0, kv_head * group..(kv_head + 1) * group).reshape([group * rows, dim])
+        };
+        Moments::over(samples, of_group)?.ridge(&DMatrix::identity(dim, dim), ridge)
+    };
+    (0..kv_heads).map(solve).collect()
+}
+
+impl Moments {
+    /// Sums over the rows that `shape` makes of `[head, row, head_dim]` outputs and targets.
+    fn over(samples: &[Sample<'_>], shape: impl Fn(Tensor<3>) -> Tensor<2>) -> Result<Self, CacheError> {
+        let mut all: Option<Moments> = None;
+        for sample in samples {
+            let rows = |x: &Tensor<4>| shape(pick(x, sample.rows).cast(DType::F32));
+            let (x, y) = (rows(&sample.captured.mixed), rows(sample.target));
+            let ([n, inputs], outputs) = (x.dims(), y.dims()[1]);
+            let read = |x: Tensor<2>| Ok::<_, CacheError>(host(x)?.into_iter().map(f64::from));
+            let moments = Moments {
+                n: n as f64,
+                x: DVector::from_iterator(inputs, read(x.clone().sum_dim(0))?),
+                y: DVector::from_iterator(outputs, read(y.clone().sum_dim(0))?),
+                // Row-major data of a symmetric matrix, and of a transposed product.
+                xx: DMatrix::from_iterator(inputs, inputs, read(x.clone().transpose().matmul(x.clone()))?),
+                xy: DMatrix::from_iterator(inputs, outputs, read(y.transpose().matmul(x))?),
+            };
+            match &mut all {
+                None => all = Some(moments),
+                Some(all) => all.add(&moments),
+            }
+        }
+        all.ok_or(CacheError::Unsupported("a fit without samples"))
+    }
+
+    fn add(&mut self, other: &Moments) {
+        self.n += other.n;
+        self.x += &other.x;
+        self.y += &other.y;
+        self.xx += &other.xx;
+        self.xy += &other.xy;
+    }
+
+    /// The map next to `prior` that minimises `|Y - X W - b|^2 + ridge * v * |W - prior|^2`, `v` the mean variance of
+    /// an input channel times the number of rows.
+    fn ridge(&self, prior: &DMatrix<f64>, ridge: f64) -> Result<(DMatrix<f64>, DVector<f64>), CacheError> {
+        let (x, y) = (&self.x / self.n, &self.y / self.n);
+        let mut xx = &self.xx - &x * x.transpose() * self.n;
+        let xy = &self.xy - &x * y.transpose() * self.n;
+        let mean = xx.trace() / xx.nrows() as f64;
+        let rest = xy - &xx * prior;
+        for i in 0..xx.nrows() {
+            xx[(i, i)] += (ridge * mean).max(f64::MIN_POSITIVE);
+        }
+        let factor = Cholesky::new(xx).ok_or(CacheError::Unsupported("a fit to values that are not finite"))?;
+        let weight = prior + factor.solve(&rest);
+        let bias = y - weight.transpose() * x;
+        Ok((weight, bias))
+    }
+}
+
+/// `[batch, head, token, head_dim]` to the wanted rows, `[head, row, head_dim]`.
+fn pick(x: &Tensor<4>, rows: &[i64]) -> Tensor<3> {
+    let [batch, heads, tokens, dim] = x.dims();
+    let rows = Tensor::<1, Int>::from_data(TensorData::new(rows.to_vec(), [rows.len()]), &x.device());
+    x.clone().swap_dims(axis::BATCH, axis::HEAD).reshape([heads, batch * tokens, dim]).select(1, rows)
+}
+
+/// `[head, row, head_dim]` to `[row, head * head_dim]`.
+fn flat(x: Tensor<3>, width: usize) -> Tensor<2> {
+    let rows = x.dims()[1];
+    x.swap_dims(0, 1).reshape([rows, width])
+}
+
+fn rows_of(matrix: &DMatrix<f64>) -> Vec<f32> {
+    matrix.row_iter().flat_map(|row| row.iter().map(|&x| x as f32).collect::<Vec<_>>()).collect()
+}
+
+fn matrix(matrix: &DMatrix<f64>, device: &Device) -> Tensor<2> {
+    Tensor::from_data(TensorData::new(rows_of(matrix), [matrix.nrows(), matrix.ncols()]), device)
+}

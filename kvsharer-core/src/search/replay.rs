@@ -1,0 +1,302 @@
+//! Re-running calibration samples under a draft, from the first layer that it changes.
+
+use super::draft::Draft;
+use crate::attend::{Fresh, MaskCache, Pass, attend};
+use crate::{Attend, CacheError, LayerId, ModelShape};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use std::ops::Range;
+
+/// What a search needs of a model: its layers one by one. A user's own model becomes searchable by implementing it.
+pub trait SearchModel: Sync {
+    /// Shapes of the layers' keys and values.
+    fn shape(&self) -> &ModelShape;
+
+    /// The device the model's weights are on.
+    fn device(&self) -> Device;
+
+    /// Token ids `[batch, token]` to hidden states `[batch, token, hidden]`.
+    fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3>;
+
+    /// One decoder layer, `[batch, token, hidden]` to the same; its attention goes through `attention`.
+    ///
+    /// # Errors
+    /// Whatever `attention` refuses.
+    fn layer<A: Attend>(&self, layer: LayerId, hidden: Tensor<3>, attention: &mut A) -> Result<Tensor<3>, CacheError>;
+
+    /// The norm after the last layer, `[batch, token, hidden]` to the same.
+    fn final_norm(&self, hidden: Tensor<3>) -> Tensor<3>;
+
+    /// Scores of the next token, `[token, hidden]` after the final norm to `[token, vocab]`; `None` if the model has
+    /// no language head. Objectives over logits need it.
+    fn logits(&self, hidden: Tensor<2>) -> Option<Tensor<2>> {
+        let _ = hidden;
+        None
+    }
+}
+
+/// One batch of samples under the accepted draft: what is needed to start again at any layer.
+///
+/// Memory: a hidden state and a key-value pair a layer and token; as much again for the attention's outputs of the
+/// untouched model, if maps are to be fitted to them.
+#[derive(Clone, Debug)]
+pub(crate) struct Batch {
+    samples: Vec<Vec<u32>>,
+    lengths: Vec<usize>,
+    run: Run,
+    /// States of the untouched model after the final norm, `[batch, token, hidden]`.
+    untouched: Tensor<3>,
+    /// The attention's outputs of the untouched model by layer, `[batch, query_head, token, head_dim]`.
+    teacher: Vec<Tensor<4>>,
+}
+
+/// What a fit of a layer is made from.
+pub(crate) struct Captured {
+    /// The layer's own keys, `[batch, kv_head, token, head_dim]`.
+    pub(crate) own_keys: Tensor<4>,
+    /// The keys it reads.
+    pub(crate) read_keys: Tensor<4>,
+    /// The attention's output without any mix, `[batch, query_head, token, head_dim]`.
+    pub(crate) mixed: Tensor<4>,
+}
+
+/// What a forward pass leaves behind, by layer.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Run {
+    /// Layer inputs `[batch, token, hidden]`.
+    inputs: Vec<Tensor<3>>,
+    /// Own keys `[batch, kv_head, token, head_dim]`, `None` for borrowers.
+    keys: Vec<Option<Tensor<4>>>,
+    /// Own values, likewise.
+    values: Vec<Option<Tensor<4>>>,
+    /// States after the final norm `[batch, token, hidden]`; `None` if the run stopped before.
+    output: Option<Tensor<3>>,
+}
+
+impl Batch {
+    /// Runs `samples`, padded at the right to the longest, through the untouched model. Attention is causal, so the
+    /// padding changes nothing before it. `teach` keeps the attention's outputs.
+    pub(crate) fn new<M: SearchModel>(model: &M, samples: &[Vec<u32>], teach: bool) -> Result<Self, CacheError> {
+        let lengths: Vec<usize> = samples.iter().map(Vec::len).collect();
+        let width = lengths.iter().copied().max().unwrap_or(0);
+        let padded = samples.iter().flat_map(|sample| {
+            let ids = sample.iter().map(|&id| i64::from(id));
+            ids.chain(std::iter::repeat(0)).take(width)
+        });
+        let tokens = TensorData::new(padded.collect::<Vec<i64>>(), [samples.len(), width]);
+        let hidden = model.embed(Tensor::from_data(tokens, &model.device()));
+        let (draft, below) = (Draft::default(), Run::default());
+        let mut replay = Replay::new(&draft, &below, LayerId(0), width);
+        replay.teach = teach.then(Vec::new);
+        let run = Run::forward(model, hidden, LayerId(model.shape().len()), &mut replay)?;
+        let teacher = replay.teach.unwrap_or_default();
+        let untouched = run.output.clone().ok_or(CacheError::Unsupported("models without layers"))?;
+        Ok(Self { samples: samples.to_vec(), lengths, untouched, teacher, run })
+    }
+
+    /// Runs the samples under `draft`, which differs from the accepted one only from `layer` on. No layer below is
+    /// computed again.
+    pub(crate) fn try_from_layer<M: SearchModel>(
+        &self,
+        model: &M,
+        layer: LayerId,
+        draft: &Draft,
+    ) -> Result<Run, CacheError> {
+        let mut replay = Replay::new(draft, &self.run, layer, self.width());
+        Run::forward(model, self.run.inputs[layer.0].clone(), LayerId(model.shape().len()), &mut replay)
+    }
+
+    /// What layer `at` sees and gives under `draft`, which differs from the accepted one only from `from` on.
+    pub(crate) fn capture<M: SearchModel>(
+        &self,
+        model: &M,
+        from: LayerId,
+        at: LayerId,
+        draft: &Draft,
+    ) -> Result<Captured, CacheError> {
+        let mut replay = Replay::new(draft, &self.run, from, self.width());
+        replay.capture = Some(at);
+        Run::forward(model, self.run.inputs[from.0].clone(), LayerId(at.0 + 1), &mut replay)?;
+        replay.captured.ok_or(CacheError::OutOfTurn { layer: at })
+    }
+
+    /// Makes a run of [`try_from_layer`](Self::try_from_layer) the accepted one.
+    pub(crate) fn accept(&mut self, run: Run) {
+        let from = self.run.inputs.len() - run.inputs.len();
+        self.run.inputs.splice(from.., run.inputs);
+        self.run.keys.splice(from.., run.keys);
+        self.run.values.splice(from.., run.values);
+        self.run.output = run.output;
+    }
+
+    /// The attention's output of a layer of the untouched model, `[batch, query_head, token, head_dim]`.
+    pub(crate) fn teacher(&self, layer: LayerId) -> Option<&Tensor<4>> {
+        self.teacher.get(layer.0)
+    }
+
+    /// The samples' token ids.
+    pub(crate) fn samples(&self) -> &[Vec<u32>] {
+        &self.samples
+    }
+
+    /// Tokens of each sample.
+    pub(crate) fn lengths(&self) -> &[usize] {
+        &self.lengths
+    }
+
+    /// Tokens of the longest sample.
+    pub(crate) fn width(&self) -> usize {
+        self.lengths.iter().copied().max().unwrap_or(0)
+    }
+
+    /// Own keys (or values) of a layer summed over the samples, `[kv_head, position, head_dim]`; padding counts as 0.
+    pub(crate) fn sum(&self, tensor: &Tensor<4>) -> Result<Vec<f32>, CacheError> {
+        let width = self.width();
+        let valid =
+            self.lengths.iter().flat_map(|&length| (0..width).map(move |position| f32::from(position < length)));
+        let valid = TensorData::new(valid.collect::<Vec<f32>>(), [self.lengths.len(), 1, width, 1]);
+        let valid = Tensor::<4>::from_data(valid, &tensor.device());
+        host((tensor.clone().cast(DType::F32) * valid).sum_dim(0))
+    }
+
+    /// Own keys of a layer.
+    pub(crate) fn keys(&self, layer: usize) -> Option<&Tensor<4>> {
+        self.run.keys[layer].as_ref()
+    }
+
+    /// Own values of a layer.
+    pub(crate) fn values(&self, layer: usize) -> Option<&Tensor<4>> {
+        self.run.values[layer].as_ref()
+    }
+
+    /// Final states of the untouched model, `[batch, token, hidden]`.
+    pub(crate) fn untouched(&self) -> &Tensor<3> {
+        &self.untouched
+    }
+
+    /// Indices of the tokens that are no padding, in `[batch * token]`.
+    pub(crate) fn rows(&self) -> Vec<i64> {
+        let width = self.width();
+        let lengths = self.lengths.iter().enumerate();
+        lengths.flat_map(|(sample, &length)| (0..length).map(move |t| (sample * width + t) as i64)).collect()
+    }
+
+    /// States of each sample, `[token, hidden]`, of flattened `[batch, token, hidden]` ones.
+    pub(crate) fn by_sample<'a>(&'a self, states: &'a [f32]) -> impl Iterator<Item = &'a [f32]> {
+        let row = states.len() / self.lengths.len().max(1);
+        let hidden = row / self.width().max(1);
+        self.lengths
+            .iter()
+            .enumerate()
+            .map(move |(sample, length)| &states[sample * row..sample * row + length * hidden])
+    }
+}
+
+impl Run {
+    /// Final states `[batch, token, hidden]`.
+    pub(crate) fn output(&self) -> Result<&Tensor<3>, CacheError> {
+        self.output.as_ref().ok_or(CacheError::Unsupported("a run that stopped early"))
+    }
+
+    /// Runs the layers from where `replay` starts up to `end`, the final norm too if that is the last one.
+    fn forward<M: SearchModel>(
+        model: &M,
+        mut hidden: Tensor<3>,
+        end: LayerId,
+        replay: &mut Replay<'_>,
+    ) -> Result<Self, CacheError> {
+        let mut inputs = Vec::new();
+        for layer in model.shape().ids().skip(replay.from.0).take(end.0 - replay.from.0) {
+            inputs.push(hidden.clone());
+            hidden = model.layer(layer, hidden, replay)?;
+        }
+        let (keys, values) = (std::mem::take(&mut replay.keys), std::mem::take(&mut replay.values));
+        let whole = end.0 == model.shape().len();
+        let output = whole.then(|| model.final_norm(hidden).cast(DType::F32));
+        Ok(Self { inputs, keys, values, output })
+    }
+}
+
+/// The attention of a replay: layers below `from` are read from the accepted run.
+struct Replay<'a> {
+    draft: &'a Draft,
+    below: &'a Run,
+    from: LayerId,
+    fresh: Fresh,
+    masks: MaskCache,
+    keys: Vec<Option<Tensor<4>>>,
+    values: Vec<Option<Tensor<4>>>,
+    teach: Option<Vec<Tensor<4>>>,
+    capture: Option<LayerId>,
+    captured: Option<Captured>,
+}
+
+impl<'a> Replay<'a> {
+    fn new(draft: &'a Draft, below: &'a Run, from: LayerId, tokens: usize) -> Self {
+        Self {
+            draft,
+            below,
+            from,
+            fresh: Fresh::appended(0, tokens),
+            masks: MaskCache::default(),
+            keys: Vec::new(),
+            values: Vec::new(),
+            teach: None,
+            capture: None,
+            captured: None,
+        }
+    }
+}
+
+impl Attend for Replay<'_> {
+    fn positions(&self) -> Range<usize> {
+        0..self.fresh.len()
+    }
+
+    fn attend(
+        &mut self,
+        layer: LayerId,
+        query: Tensor<4>,
+        key: impl FnOnce() -> Tensor<4>,
+        value: impl FnOnce() -> Tensor<4>,
+    ) -> Result<Tensor<4>, CacheError> {
+        if self.draft.dropped().contains(&layer) {
+            self.keys.push(None);
+            self.values.push(None);
+            return Ok(query.zeros_like());
+        }
+        let sharing = self.draft.sharing();
+        let (key_donor, value_donor) = (sharing.keys().donor(layer), sharing.values().donor(layer));
+        let adapter = self.draft.adapter(layer);
+        let stored = |own: Tensor<4>| adapter.map_or(own.clone(), |adapter| adapter.stored(own));
+        let capture = self.capture == Some(layer);
+        let own_keys = (capture || key_donor.is_none()).then(key);
+        self.keys.push(own_keys.clone().filter(|_| key_donor.is_none()).map(stored));
+        self.values.push(value_donor.is_none().then(value).map(stored));
+        let find = |own: &[Option<Tensor<4>>], below: &[Option<Tensor<4>>], donor: Option<LayerId>| {
+            let source = donor.unwrap_or(layer);
+            let found = match source.0.checked_sub(self.from.0) {
+                Some(above) => own.get(above),
+                None => below.get(source.0),
+            };
+            found.cloned().flatten().ok_or(CacheError::OutOfTurn { layer: source })
+        };
+        let keys = find(&self.keys, &self.below.keys, key_donor)?;
+        let values = find(&self.values, &self.below.values, value_donor)?;
+        let read_keys = capture.then(|| keys.clone());
+        let query = adapter.map_or(query.clone(), |adapter| adapter.before(query));
+        let mixed = attend(query, keys, values, &Pass::new(&self.fresh), &mut self.masks).0;
+        if let Some(teach) = &mut self.teach {
+            teach.push(mixed.clone());
+        }
+        if let (Some(own_keys), Some(read_keys)) = (own_keys.filter(|_| capture), read_keys) {
+            let plain = adapter.map_or(mixed.clone(), |adapter| adapter.unmixed(mixed.clone()));
+            self.captured = Some(Captured { own_keys, read_keys, mixed: plain });
+        }
+        Ok(adapter.map_or(mixed.clone(), |adapter| adapter.after(mixed)))
+    }
+}
+
+/// Reads a tensor back as f32.
+pub(crate) fn host<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, CacheError> {
+    tensor.try_into_vec_as::<f32>().map_err(|error| CacheError::Device(error.to_string()))
+}

@@ -1,0 +1,95 @@
+//! At every step the move that costs least.
+
+use super::SearchStrategy;
+use crate::search::{Ask, Change, Draft, Ground, Move, SearchError};
+use std::collections::HashMap;
+
+/// The best candidate at every step.
+///
+/// The lazy form keeps what each candidate cost when it was last judged, looks at the cheapest first, and stops once
+/// at least `width` were judged and no other ever cost less than the best of them costs now (Minoux 1978; costs only
+/// ever grow for a submodular objective, which these nearly are, so the result is mostly the same).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Greedy {
+    /// Least number of candidates judged at a step; `None` judges all.
+    pub width: Option<usize>,
+}
+
+/// What each candidate cost when it was last judged, over the objective before it; unknown ones come first.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Costs(HashMap<Move, f64>);
+
+impl Costs {
+    pub(super) fn of(&self, candidate: &Move) -> f64 {
+        self.0.get(candidate).copied().unwrap_or(f64::NEG_INFINITY)
+    }
+
+    pub(super) fn set(&mut self, candidate: Move, cost: f64) {
+        self.0.insert(candidate, cost);
+    }
+
+    /// Candidates, cheapest first.
+    pub(super) fn sort(&self, candidates: &mut [Move]) {
+        candidates.sort_by(|a, b| self.of(a).total_cmp(&self.of(b)).then(a.cmp(b)));
+    }
+}
+
+impl Greedy {
+    /// The `keep` best candidates on top of `before` changes, best first, with their objectives.
+    pub(super) fn best(
+        &self,
+        ground: &mut dyn Ground,
+        before: &[Change],
+        draft: &Draft,
+        costs: &mut Costs,
+        keep: usize,
+        skip: impl Fn(&Move) -> bool,
+    ) -> Result<Vec<(f64, Move)>, SearchError> {
+        let mut candidates: Vec<Move> = ground.moves(draft).into_iter().filter(|candidate| !skip(candidate)).collect();
+        costs.sort(&mut candidates);
+        let unknown = candidates.iter().filter(|candidate| costs.of(candidate) == f64::NEG_INFINITY).count();
+        let judged = self.width.map_or(candidates.len(), |width| width.max(unknown).min(candidates.len()));
+        ground.announce(candidates.len(), judged);
+        let base = ground.loss();
+        let mut best: Vec<(f64, Move)> = Vec::new();
+        for (index, candidate) in candidates.into_iter().enumerate() {
+            if ground.options().max_trials.is_some() && ground.is_done() {
+                break;
+            }
+            let bound = if best.len() == keep { best[keep - 1].0 } else { f64::INFINITY };
+            let known = costs.of(&candidate);
+            if self.width.is_some_and(|width| index >= width) && known.is_finite() && base + known >= bound {
+                break;
+            }
+            let changes = [before, &[Change::Share(candidate)]].concat();
+            // A bound only helps to stop early; what is abandoned costs at least as much.
+            match ground.judge(&changes, Ask { bound, ..Ask::default() })? {
+                Some(loss) => {
+                    costs.set(candidate, loss - base);
+                    let place = best.partition_point(|(other, _)| *other <= loss);
+                    best.insert(place, (loss, candidate));
+                    best.truncate(keep);
+                }
+                None => costs.set(candidate, known.max(bound - base)),
+            }
+        }
+        Ok(best)
+    }
+}
+
+impl SearchStrategy for Greedy {
+    fn name(&self) -> String {
+        if self.width.is_some() { "lazy-greedy".into() } else { "greedy".into() }
+    }
+
+    fn run(&self, ground: &mut dyn Ground) -> Result<(), SearchError> {
+        let mut costs = Costs::default();
+        while !ground.is_done() {
+            let draft = ground.draft().clone();
+            let best = self.best(ground, &[], &draft, &mut costs, 1, |_| false)?;
+            let Some((_, best)) = best.first() else { break };
+            ground.accept(&[Change::Share(*best)])?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,134 @@
+//! Fitted maps of a strategy, folded into a loaded model: no run-time cost is left.
+
+use crate::attention::Attention;
+use crate::linear::Linear;
+use crate::{Decoder, DecoderLayer, ModelError};
+use burn::tensor::{DType, Tensor};
+use kvsharer_core::{Adapter, LayerId, Mix, ModelShape, SearchModel, Turn, inverse};
+use std::collections::BTreeMap;
+
+impl Decoder {
+    /// The same model with fitted maps folded into the projections of their layers; weights are shared where nothing
+    /// changes. The result is to be run with the sharing map that the maps were fitted for.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownLayer`] for a layer that the model lacks.
+    pub fn folded(&self, adapters: &BTreeMap<LayerId, Adapter>) -> Result<Self, ModelError> {
+        let mut layers = self.layers().to_vec();
+        for (&layer, adapter) in adapters {
+            let count = layers.len();
+            let found = layers.get_mut(layer.0).ok_or(ModelError::UnknownLayer { layer: layer.0, layers: count })?;
+            found.attention = found.attention.folded(adapter);
+        }
+        Ok(self.with_layers(layers, self.shape().clone()))
+    }
+
+    /// The same model without the attention of some layers: they keep no cache, and their MLPs run behind the layer
+    /// below. The result counts only the layers that are left.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownLayer`] for a layer that the model lacks, and for the first one, which nothing is below.
+    pub fn without_attention(&self, dropped: &[LayerId]) -> Result<Self, ModelError> {
+        let count = self.layers().len();
+        if let Some(&layer) = dropped.iter().find(|layer| layer.0 == 0 || layer.0 >= count) {
+            return Err(ModelError::UnknownLayer { layer: layer.0, layers: count });
+        }
+        let (mut layers, mut shapes) = (Vec::<DecoderLayer>::new(), Vec::new());
+        for ((index, layer), &shape) in self.layers().iter().enumerate().zip(self.shape().layers()) {
+            match layers.last_mut().filter(|_| dropped.contains(&LayerId(index))) {
+                Some(below) => {
+                    below.bare.push((layer.mlp_norm.clone(), layer.mlp.clone()));
+                    below.bare.extend(layer.bare.iter().cloned());
+                }
+                None => {
+                    layers.push(layer.clone());
+                    shapes.push(shape);
+                }
+            }
+        }
+        Ok(self.with_layers(layers, ModelShape::new(shapes)))
+    }
+}
+
+impl Attention {
+    /// The same projections with the maps of [`Adapter`] in them.
+    fn folded(&self, adapter: &Adapter) -> Self {
+        let mut folded = self.clone();
+        if let Some(turn) = &adapter.turn {
+            folded.query = rows(&folded.query, |heads| turned(turn, heads), self.head_dim);
+        }
+        if let Some(mix) = &adapter.mix {
+            folded.output = mixed(&folded.output, mix, self.head_dim);
+        }
+        if let Some(heads) = &adapter.heads {
+            // What the slot's head s holds belongs to the layer's own head order[s].
+            let order = inverse(heads);
+            let reorder = |linear: &Linear| rows(linear, |rows| reordered(rows, &order), self.head_dim);
+            folded.query = reorder(&folded.query);
+            folded.key = reorder(&folded.key);
+            folded.value = reorder(&folded.value);
+            let columns = folded.output.weight().clone().transpose();
+            let weight = rows(&Linear::new(columns), |rows| reordered(rows, &order), self.head_dim);
+            let weight = Linear::new(weight.weight().clone().transpose());
+            folded.output = with_bias(weight, folded.output.bias().cloned());
+        }
+        folded
+    }
+}
+
+/// Applies a map of `[head, head_dim, in]` to a projection's weight, and to its bias as one more input column.
+fn rows(linear: &Linear, map: impl Fn(Tensor<3>) -> Tensor<3>, head_dim: usize) -> Linear {
+    let weight = linear.weight();
+    let [out, input] = weight.dims();
+    let of = |columns: Tensor<2>| {
+        let (width, dtype) = (columns.dims()[1], columns.dtype());
+        map(columns.cast(DType::F32).reshape([out / head_dim, head_dim, width])).reshape([out, width]).cast(dtype)
+    };
+    let bias = linear.bias().map(|bias| of(bias.clone().reshape([out, 1])).reshape([out]));
+    debug_assert_eq!(weight.dims(), [out, input]);
+    with_bias(Linear::new(of(weight.clone())), bias)
+}
+
+fn with_bias(linear: Linear, bias: Option<Tensor<1>>) -> Linear {
+    match bias {
+        Some(bias) => linear.with_bias(bias),
+        None => linear,
+    }
+}
+
+/// `conj(c) q` for every input column, `[head, head_dim, in]`.
+fn turned(turn: &Turn, heads: Tensor<3>) -> Tensor<3> {
+    turn.apply(heads.swap_dims(1, 2).unsqueeze_dim::<4>(0)).squeeze_dim::<3>(0).swap_dims(1, 2)
+}
+
+/// Groups of heads in another order: group `g` of the result is group `order[g]` of `x`, `[head, head_dim, in]`.
+fn reordered(x: Tensor<3>, order: &[usize]) -> Tensor<3> {
+    let group = x.dims()[0] / order.len();
+    Tensor::cat(order.iter().map(|&from| x.clone().slice_dim(0, from * group..(from + 1) * group)).collect(), 0)
+}
+
+/// `(Z W + b) O^T + o = Z (W O^T) + (b O^T + o)`.
+fn mixed(output: &Linear, mix: &Mix, head_dim: usize) -> Linear {
+    let dtype = output.weight().dtype();
+    let transposed = output.weight().clone().cast(DType::F32).transpose();
+    let [width, hidden] = transposed.dims();
+    let (weight, bias) = match mix {
+        Mix::Full { weight, bias } => {
+            (weight.clone().matmul(transposed.clone()), bias.clone().unsqueeze::<2>().matmul(transposed))
+        }
+        Mix::Heads { weight, bias } => {
+            let kv_heads = weight.dims()[0];
+            let group = width / head_dim / kv_heads;
+            let blocks = transposed.reshape([kv_heads, group, head_dim, hidden]);
+            let mapped = weight.clone().unsqueeze_dim::<4>(1).matmul(blocks.clone());
+            let bias = bias.clone().reshape([kv_heads, 1, 1, head_dim]).matmul(blocks);
+            (mapped.reshape([width, hidden]), bias.sum_dim(0).sum_dim(1).reshape([1, hidden]))
+        }
+    };
+    let bias = bias.reshape([hidden]);
+    let bias = match output.bias() {
+        Some(own) => bias + own.clone().cast(DType::F32),
+        None => bias,
+    };
+    Linear::new(weight.transpose().cast(dtype)).with_bias(bias.cast(dtype))
+}

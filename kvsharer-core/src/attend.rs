@@ -5,7 +5,9 @@
 //! block of a causal prefill reads only the keys up to its last query.
 
 use crate::{Evidence, EvidenceKind, axis};
-use burn::tensor::{Bool, DType, Device, Tensor, TensorData, activation::softmax, module, ops::AttentionModuleOptions};
+use burn::tensor::{
+    Bool, DType, Device, Int, Tensor, TensorData, activation::softmax, module, ops::AttentionModuleOptions,
+};
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -55,10 +57,48 @@ impl Fresh {
     }
 }
 
-/// Cells that hold no token to look at (evicted, or padding), `[batch, kv_head, cell]`, true where there is none. A
+/// A sliding window over cells that stand for the same tokens in every row and head: a query sees itself and the
+/// `size - 1` tokens before it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Window {
+    size: usize,
+    /// By how many positions the token of each old cell stands before the first new one. What it says of the new
+    /// tokens' cells, or of cells behind its end, is not read.
+    behind: Vec<usize>,
+}
+
+impl Window {
+    /// A window of `size` tokens over old cells that stand `behind` positions before the first new token.
+    pub fn new(size: usize, behind: Vec<usize>) -> Self {
+        Self { size, behind }
+    }
+
+    /// Marks the cells of `line` that have left the window of the new token `row`.
+    fn hide(&self, fresh: &Fresh, row: usize, line: &mut [bool]) {
+        for (hidden, &behind) in line.iter_mut().zip(&self.behind) {
+            *hidden |= row + behind >= self.size;
+        }
+        for (i, &cell) in fresh.cells.iter().enumerate() {
+            if let Some(hidden) = line.get_mut(cell) {
+                *hidden = i > row || row - i >= self.size;
+            }
+        }
+    }
+}
+
+/// Cells by the text position of their tokens, where rows and heads hold different ones.
+///
+/// Cells that hold no token (evicted, or padding) are not looked at, nor those a sliding window has left behind. A
 /// padding query still looks at its own cell, so that no row of weights is empty.
 #[derive(Clone, Debug)]
-pub struct Hidden(pub Tensor<3, Bool>);
+pub struct Hidden {
+    /// `[batch, kv_head, cell]`, negative where there is no token.
+    pub positions: Tensor<3, Int>,
+    /// Position of the first new token.
+    pub start: usize,
+    /// Tokens a query sees, itself included; `None` sees all.
+    pub window: Option<usize>,
+}
 
 impl Hidden {
     /// The mask of a block of queries, `[batch, kv_head, group * query, cell]`, over the first `seen` cells.
@@ -70,10 +110,19 @@ impl Hidden {
         seen: usize,
         group: usize,
     ) -> Tensor<4, Bool> {
-        let hidden = self.0.clone().slice_dim(2, 0..seen).unsqueeze_dim::<4>(2);
-        let [batch, heads, _, _] = hidden.dims();
+        let positions = self.positions.clone().slice_dim(2, 0..seen).unsqueeze_dim::<4>(2);
+        let [batch, heads, _, _] = positions.dims();
         let shape = [batch, heads, group * rows.len(), seen];
-        let hidden = hidden.expand(shape);
+        let hidden = match self.window {
+            None => positions.lower_elem(0).expand(shape),
+            Some(window) => {
+                let first = |row: usize| (self.start + row + 1).saturating_sub(window) as i64;
+                let first: Vec<i64> = rows.clone().map(first).collect();
+                let first = TensorData::new(first.repeat(group), [1, 1, shape[2], 1]);
+                let first = Tensor::<4, Int>::from_data(first, &self.positions.device());
+                positions.expand(shape).lower(first.expand(shape))
+            }
+        };
         let Some(causal) = causal else {
             return hidden;
         };
@@ -82,29 +131,33 @@ impl Hidden {
             line[fresh.cells[row]] = true;
         }
         let own = TensorData::new(own.repeat(group), [1, 1, group * rows.len(), seen]);
-        let own = Tensor::<4, Bool>::from_data(own, &self.0.device()).expand(shape);
+        let own = Tensor::<4, Bool>::from_data(own, &self.positions.device()).expand(shape);
         hidden.bool_and(own.bool_not()).bool_or(causal.expand(shape))
     }
 }
 
 /// Masks of one forward pass, made once for all layers that need the same one.
 #[derive(Clone, Debug, Default)]
-pub struct MaskCache(HashMap<(Fresh, Range<usize>, usize, usize), Tensor<4, Bool>>);
+pub struct MaskCache(HashMap<MaskKey, Tensor<4, Bool>>);
+
+/// New tokens, window, queries of the block, cells and group size.
+type MaskKey = (Fresh, Option<Window>, Range<usize>, usize, usize);
 
 impl MaskCache {
     /// `[1, 1, group * query, cell]`, true where a query of `rows` must not look; `None` if it may look everywhere.
     fn get(
         &mut self,
         fresh: &Fresh,
+        window: Option<&Window>,
         rows: Range<usize>,
         cells: usize,
         group: usize,
         device: &Device,
     ) -> Option<Tensor<4, Bool>> {
-        if fresh.len() == 1 {
+        if fresh.len() == 1 && window.is_none() {
             return None;
         }
-        let key = (fresh.clone(), rows.clone(), cells, group);
+        let key = (fresh.clone(), window.cloned(), rows.clone(), cells, group);
         if self.bytes() > MASK_BYTES {
             self.clear();
         }
@@ -113,6 +166,9 @@ impl MaskCache {
             for (line, row) in hidden.chunks_mut(cells).zip(rows.clone()) {
                 let later = fresh.cells[row + 1..].iter();
                 later.filter(|&&cell| cell < cells).for_each(|&cell| line[cell] = true);
+                if let Some(window) = window {
+                    window.hide(fresh, row, line);
+                }
             }
             let hidden = hidden.repeat(group);
             let shape = [1, 1, group * rows.len(), cells];
@@ -136,8 +192,10 @@ impl MaskCache {
 pub struct Pass<'a> {
     /// Where the new tokens stand.
     pub fresh: &'a Fresh,
-    /// Cells that hold no token.
+    /// Where rows and heads hold different tokens, or cells hold none.
     pub hidden: Option<&'a Hidden>,
+    /// Where they hold the same ones: a sliding window, if one hides any.
+    pub window: Option<&'a Window>,
     /// What must be seen.
     pub evidence: EvidenceKind,
     /// Weight of each new query in the key mass; all alike if `None`.
@@ -147,7 +205,7 @@ pub struct Pass<'a> {
 impl<'a> Pass<'a> {
     /// New tokens, everything else visible, nothing to be seen.
     pub fn new(fresh: &'a Fresh) -> Self {
-        Self { fresh, hidden: None, evidence: EvidenceKind::None, weights: None }
+        Self { fresh, hidden: None, window: None, evidence: EvidenceKind::None, weights: None }
     }
 
     /// Whether the mass given by these queries counts.
@@ -190,7 +248,7 @@ pub fn attend(
     for start in (0..queries).step_by(BLOCK) {
         let rows = start..(start + BLOCK).min(queries);
         let seen = fresh.prefix(rows.end, cells);
-        let causal = masks.get(fresh, rows.clone(), seen, group, &keys.device());
+        let causal = masks.get(fresh, pass.window, rows.clone(), seen, group, &keys.device());
         let block = Block {
             query: grouped.clone().slice_dim(3, rows.clone()).reshape([batch, kv_heads, group * rows.len(), dim]),
             keys: keys.clone().slice_dim(axis::CELL, 0..seen),

@@ -76,7 +76,7 @@ mod strategy;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use attend::{Fresh, Hidden, MaskCache, Pass, attend};
+pub use attend::{Fresh, Hidden, MaskCache, Pass, Window, attend};
 pub use budget::{Budget, Lengths};
 pub use cache::{Attend, Cache, CacheOptions, KeptTokens};
 pub use calibrate::{Averages, CalibrationError, CalibrationSet, hex};

@@ -1,6 +1,6 @@
 //! Re-running calibration samples under a sharing map, from the first layer that the map changes.
 
-use crate::attend::{Fresh, MaskCache, Pass, attend};
+use crate::attend::{Fresh, MaskCache, Pass, Window, attend};
 use crate::{Attend, CacheError, CalibrationSet, LayerId, ModelShape, Sharing};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use rayon::prelude::*;
@@ -137,6 +137,7 @@ impl Run {
     ) -> Result<Self, CacheError> {
         let tokens = hidden.dims()[1];
         let mut replay = Replay {
+            shape: model.shape(),
             sharing,
             below,
             from,
@@ -159,6 +160,7 @@ impl Run {
 
 /// The attention of a replay: layers below `from` are read from the accepted run.
 struct Replay<'a> {
+    shape: &'a ModelShape,
     sharing: &'a Sharing,
     below: &'a Run,
     from: LayerId,
@@ -193,7 +195,10 @@ impl Attend for Replay<'_> {
         };
         let keys = find(&self.keys, &self.below.keys, key_donor)?;
         let values = find(&self.values, &self.below.values, value_donor)?;
-        Ok(attend(query, keys, values, &Pass::new(&self.fresh), &mut self.masks).0)
+        let window = self.shape.layers()[layer.0].window.filter(|&window| window < self.fresh.len());
+        let window = window.map(|window| Window::new(window, Vec::new()));
+        let pass = Pass { window: window.as_ref(), ..Pass::new(&self.fresh) };
+        Ok(attend(query, keys, values, &pass, &mut self.masks).0)
     }
 }
 

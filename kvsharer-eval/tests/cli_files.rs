@@ -174,8 +174,8 @@ fn a_folder_whose_configuration_does_not_fit_is_refused() {
         ("vocab_size", json!(97), "expected [97, 32]"),
         ("vocab_size", json!(u64::MAX), "config"),
         ("hidden_act", json!("relu"), "`hidden_act` = "),
-        ("attention_bias", json!(true), "`attention_bias` = "),
-        ("rope_parameters", json!({ "rope_type": "yarn", "rope_theta": 1e4 }), "yarn"),
+        ("attention_bias", json!(true), "q_proj.bias"),
+        ("rope_parameters", json!({ "rope_type": "longrope", "rope_theta": 1e4 }), "longrope"),
         ("rms_norm_eps", json!("small"), "`rms_norm_eps`"),
     ] {
         let model = hugging_face();

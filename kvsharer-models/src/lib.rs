@@ -20,6 +20,7 @@ mod linear;
 mod mlp;
 mod norm;
 mod random;
+mod rope;
 mod sample;
 
 pub use attention::Attention;
@@ -31,7 +32,8 @@ pub use files::ModelFiles;
 pub use generate::{GenerateOptions, Generated, Stopped, generate};
 pub use import::ModelTokenizer;
 pub use linear::Linear;
-pub use mlp::Mlp;
+pub use mlp::{Activation, Mlp};
 pub use norm::RmsNorm;
 pub use random::{random_config, random_shapes};
+pub use rope::{RopeConfig, RopeScaling};
 pub use sample::{Sampler, Sampling};

@@ -161,6 +161,21 @@ impl ModelTokenizer {
         self.token(id).is_some_and(|token| added.is_special_token(&token))
     }
 
+    /// Checks that a model of `vocab` embeddings has one for every token.
+    ///
+    /// # Errors
+    ///
+    /// [`ImportError::BadTokenizer`] names the token of the highest id, if it is beyond them.
+    pub fn check_fits(&self, vocab: usize) -> Result<(), ImportError> {
+        let highest = self.inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id);
+        match highest {
+            Some((token, id)) if id as usize >= vocab => {
+                Err(self.bad(TokenizerFault::BeyondVocabulary { token, id, vocab }))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn new(inner: Tokenizer, path: &Path) -> Self {
         Self { inner, path: path.to_owned(), bos: None, eos: Vec::new(), add_bos: false }
     }

@@ -276,12 +276,17 @@ fn read_json(path: &Path) -> Result<Map<String, Value>, ModelError> {
     serde_json::from_slice(&text).map_err(|error| problem(format!("is no JSON object ({error})")))
 }
 
-/// tokenizer.json with the special tokens of generation_config.json, or else config.json.
+/// tokenizer.json, or else tokenizer.model, with the special tokens of generation_config.json, or else config.json.
 fn folder_tokenizer(folder: &Path, name: &str) -> Result<ModelTokenizer, ModelError> {
-    let path = folder.join("tokenizer.json");
-    if !path.is_file() {
-        return Err(ModelError::NoTokenizer { name: name.into(), remedy: "put its tokenizer.json into the folder" });
-    }
+    let (path, pieces) = (folder.join("tokenizer.json"), folder.join("tokenizer.model"));
+    let tokenizer = if path.is_file() {
+        ModelTokenizer::from_file(&path)?
+    } else if pieces.is_file() {
+        ModelTokenizer::from_sentencepiece(&pieces)?
+    } else {
+        let remedy = "put its tokenizer.json or tokenizer.model into the folder";
+        return Err(ModelError::NoTokenizer { name: name.into(), remedy });
+    };
     let mut settings = read_json(&folder.join("config.json"))?;
     let generation = folder.join("generation_config.json");
     if generation.is_file() {
@@ -294,7 +299,6 @@ fn folder_tokenizer(folder: &Path, name: &str) -> Result<ModelTokenizer, ModelEr
         Some(value) => id(value).into_iter().collect(),
         None => Vec::new(),
     };
-    let tokenizer = ModelTokenizer::from_file(&path)?;
     let own = folder.join("tokenizer_config.json");
     let adds = if own.is_file() { read_json(&own)?.get("add_bos_token").and_then(Value::as_bool) } else { None };
     let adds = adds.unwrap_or(tokenizer.adds_bos());

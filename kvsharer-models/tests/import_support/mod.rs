@@ -91,6 +91,11 @@ impl GgufWriter {
         self.entry(key, 9, &array(5, values.len() as u64, &elements))
     }
 
+    pub(crate) fn f32s(self, key: &str, values: &[f32]) -> Self {
+        let elements: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.entry(key, 9, &array(6, values.len() as u64, &elements))
+    }
+
     /// Adds a tensor behind the ones before it; `dims` is fastest axis first.
     pub(crate) fn tensor(mut self, name: &str, dims: &[u64], kind: u32, bytes: &[u8]) -> Self {
         self.data.resize(self.data.len().next_multiple_of(self.alignment), 0);

@@ -5,7 +5,11 @@
 
 mod gguf;
 mod json;
+mod pre;
+mod sentencepiece;
+mod spm;
 mod stream;
+mod vocab;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -43,8 +47,9 @@ impl ModelTokenizer {
 
     /// Builds the tokenizer that a GGUF file's metadata describes.
     ///
-    /// Byte-level BPE (`tokenizer.ggml.model` = `gpt2`) with the pre-tokenizers `smollm` and
-    /// `gpt-2`. Control tokens become special tokens, user-defined ones become added tokens.
+    /// Byte-level BPE (`tokenizer.ggml.model` = `gpt2`) with the pre-tokenizers `llama-bpe`, `qwen2`,
+    /// `smollm`, `gpt-2`, `tekken`, `default` and those of the same rules; SentencePiece BPE (`llama`).
+    /// Control tokens become special tokens, user-defined ones become added tokens.
     ///
     /// # Errors
     ///
@@ -52,6 +57,20 @@ impl ModelTokenizer {
     /// for another kind of tokenizer and for a vocabulary that contradicts itself.
     pub fn from_gguf(file: &GgufFile) -> Result<Self, ImportError> {
         gguf::read(file.metadata())
+    }
+
+    /// Reads a SentencePiece `tokenizer.model` of kind BPE, with byte fallback.
+    ///
+    /// BOS and EOS are its control tokens `<s>` and `</s>`; BOS goes before every text, as in
+    /// transformers' `LlamaTokenizer`. Added tokens that Hugging Face keeps beside the file are not known.
+    ///
+    /// # Errors
+    ///
+    /// [`ImportError::Io`], [`ImportError::Broken`] for a file too large to be one, or
+    /// [`ImportError::BadTokenizer`] for a broken file, another kind of model, and one that normalises
+    /// texts.
+    pub fn from_sentencepiece(path: impl AsRef<Path>) -> Result<Self, ImportError> {
+        sentencepiece::read(path.as_ref())
     }
 
     /// Sets the special tokens, which Hugging Face keeps in `config.json`,

@@ -39,8 +39,11 @@ pub struct Decoder {
     head: Linear,
     /// The last tables made, of the layers without and with a rotary encoding of their own: all layers of a forward
     /// pass need the same ones.
-    tables: Mutex<[Option<(Range<usize>, RopeTable)>; 2]>,
+    tables: Mutex<[Option<PositionTable>; 2]>,
 }
+
+/// A table, and the positions it is for.
+type PositionTable = (Range<usize>, RopeTable);
 
 impl Decoder {
     /// Puts a decoder together; shapes are those of `config`.

@@ -101,3 +101,36 @@ pub fn random_config(shape: &str) -> Result<DecoderConfig, ModelError> {
     }
     .validated()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the models' cards and transformers' `num_parameters` say.
+    #[test]
+    fn shapes_have_the_parameters_of_their_models() {
+        for (shape, parameters) in [
+            ("smollm2-135m", 134_515_008),
+            ("llama2-7b", 6_738_415_616),
+            ("llama2-13b", 13_015_864_320),
+            ("llama3-8b", 8_030_261_248),
+            ("mistral-7b", 7_241_732_096),
+            ("internlm2-7b", 7_737_708_544),
+            ("internlm2-20b", 19_861_149_696),
+            ("qwen2.5-0.5b", 494_032_768),
+            ("qwen2.5-7b", 7_615_616_512),
+            ("qwen3-8b", 8_190_735_360),
+            ("gemma3-1b", 999_885_952),
+        ] {
+            assert_eq!(random_config(shape).unwrap().parameters(), parameters, "{shape}");
+        }
+    }
+
+    #[test]
+    fn all_shapes_are_sound() {
+        for shape in random_shapes() {
+            let config = random_config(shape).unwrap();
+            assert_eq!(config.shape().len(), config.layers, "{shape}");
+        }
+    }
+}

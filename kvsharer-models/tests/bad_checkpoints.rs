@@ -1,5 +1,6 @@
 //! Checkpoints that are wrong in one way: one error, on one line, that names the file, the tensor or the setting, and
 //! what was expected.
+#![allow(clippy::print_stdout)] // Shown when a test fails.
 
 mod import_support;
 

@@ -1,4 +1,5 @@
 //! Every family against transformers (InternLM2: against its restatement), see fixtures/families/families.py.
+#![allow(clippy::print_stdout)] // Shown when a test fails.
 
 use burn::tensor::{DType, Device, Tensor};
 use kvsharer_core::{Cache, LayerId, PlanError, SearchModel, Sharing, Stack};

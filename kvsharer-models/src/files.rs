@@ -3,7 +3,7 @@
 use crate::attention::Attention;
 use crate::decoder::{Decoder, DecoderLayer};
 use crate::family::{Family, Format, Fused, HfConfig, Part, families};
-use crate::import::{GgufFile, ModelTokenizer, SafetensorsFolder, TensorSource, load_shaped};
+use crate::import::{AddedPiece, GgufFile, ModelTokenizer, SafetensorsFolder, TensorSource, load_shaped};
 use crate::linear::Linear;
 use crate::mlp::Mlp;
 use crate::norm::RmsNorm;
@@ -279,10 +279,12 @@ fn read_json(path: &Path) -> Result<Map<String, Value>, ModelError> {
 /// tokenizer.json, or else tokenizer.model, with the special tokens of generation_config.json, or else config.json.
 fn folder_tokenizer(folder: &Path, name: &str) -> Result<ModelTokenizer, ModelError> {
     let (path, pieces) = (folder.join("tokenizer.json"), folder.join("tokenizer.model"));
+    let own = folder.join("tokenizer_config.json");
+    let own = if own.is_file() { read_json(&own)? } else { Map::new() };
     let tokenizer = if path.is_file() {
         ModelTokenizer::from_file(&path)?
     } else if pieces.is_file() {
-        ModelTokenizer::from_sentencepiece(&pieces)?
+        ModelTokenizer::from_sentencepiece(&pieces, &added_pieces(&own))?
     } else {
         let remedy = "put its tokenizer.json or tokenizer.model into the folder";
         return Err(ModelError::NoTokenizer { name: name.into(), remedy });
@@ -299,9 +301,18 @@ fn folder_tokenizer(folder: &Path, name: &str) -> Result<ModelTokenizer, ModelEr
         Some(value) => id(value).into_iter().collect(),
         None => Vec::new(),
     };
-    let own = folder.join("tokenizer_config.json");
-    let adds = if own.is_file() { read_json(&own)?.get("add_bos_token").and_then(Value::as_bool) } else { None };
-    let adds = adds.unwrap_or(tokenizer.adds_bos());
+    let adds = own.get("add_bos_token").and_then(Value::as_bool).unwrap_or(tokenizer.adds_bos());
     let bos = settings.get("bos_token_id").and_then(id).or(tokenizer.bos());
     Ok(tokenizer.with_special(bos, eos, adds)?)
+}
+
+/// The tokens that tokenizer_config.json has beside a tokenizer.model.
+fn added_pieces(config: &Map<String, Value>) -> Vec<AddedPiece> {
+    let entries = config.get("added_tokens_decoder").and_then(Value::as_object).into_iter().flatten();
+    let piece = |(id, token): (&String, &Value)| {
+        let text = token.get("content")?.as_str()?.to_owned();
+        let special = token.get("special").and_then(Value::as_bool).unwrap_or(false);
+        Some(AddedPiece { id: id.parse().ok()?, text, special })
+    };
+    entries.filter_map(piece).collect()
 }

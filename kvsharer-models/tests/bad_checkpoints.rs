@@ -5,7 +5,7 @@
 mod import_support;
 
 use burn::tensor::{DType, Device};
-use import_support::{GgufWriter, fixture, shard};
+use import_support::{GgufWriter, configure, copy, edit, fixture, shard};
 use kvsharer_models::{ModelError, ModelFiles, open_model};
 use serde_json::{Value, json};
 use std::fs;
@@ -14,28 +14,6 @@ use tempfile::TempDir;
 
 const INDEX: &str = "model.safetensors.index.json";
 const SECOND: &str = "model-00002-of-00002.safetensors";
-
-/// A copy of a fixture's folder.
-fn copy(name: &str) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(fixture(name)).unwrap() {
-        let path = entry.unwrap().path();
-        fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
-    }
-    folder
-}
-
-/// Edits a JSON file of a folder.
-fn edit(folder: &Path, file: &str, change: impl FnOnce(&mut Value)) {
-    let path = folder.join(file);
-    let mut content: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    change(&mut content);
-    fs::write(path, content.to_string()).unwrap();
-}
-
-fn configure(folder: &Path, field: &str, value: Value) {
-    edit(folder, "config.json", |config| config[field] = value);
-}
 
 /// Overwrites the bytes of the `index`-th element of a tensor of `bytes` bytes an element.
 fn patch(file: &Path, tensor: &str, index: usize, element: &[u8]) {

@@ -24,7 +24,7 @@ const FAMILIES: [&str; 14] = [
     "gemma3_gguf",
 ];
 
-const GGUFS: [&str; 4] = ["llama3", "qwen2", "qwen3", "gemma3_gguf"];
+const GGUFS: [&str; 5] = ["llama3", "internlm2_bias", "qwen2", "qwen3", "gemma3_gguf"];
 
 /// What a case must give.
 struct Golden(Value);

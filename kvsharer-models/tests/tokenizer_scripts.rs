@@ -51,7 +51,7 @@ fn sentencepiece_ids_are_those_of_hugging_face() {
     let golden = json("tokenizers/spm.json");
     let gguf = ModelTokenizer::from_gguf(&GgufFile::open(fixture("tokenizers/spm.gguf")).unwrap()).unwrap();
     check(&gguf, &golden["llama"], "spm.gguf");
-    let model = ModelTokenizer::from_sentencepiece(fixture("tokenizers/spm.model")).unwrap();
+    let model = ModelTokenizer::from_sentencepiece(fixture("tokenizers/spm.model"), &[]).unwrap();
     check(&model, &golden["llama"], "spm.model");
     for tokenizer in [gguf, model] {
         assert_eq!((tokenizer.bos(), tokenizer.adds_bos(), tokenizer.eos()), (Some(1), true, &[2][..]));
@@ -125,10 +125,10 @@ fn broken_sentencepiece_models_are_refused_at_any_length() {
     for end in (0..bytes.len() - 40).step_by(97) {
         std::fs::write(&path, &bytes[..end]).unwrap();
         // Cut between two pieces, it lacks its settings, and is taken for another kind.
-        let fault = fault(ModelTokenizer::from_sentencepiece(&path));
+        let fault = fault(ModelTokenizer::from_sentencepiece(&path, &[]));
         assert!(matches!(fault, TokenizerFault::SentencePiece { .. }), "{fault}");
     }
-    let absent = ModelTokenizer::from_sentencepiece(folder.path().join("absent")).unwrap_err();
+    let absent = ModelTokenizer::from_sentencepiece(folder.path().join("absent"), &[]).unwrap_err();
     assert!(matches!(absent, ImportError::Io { .. }), "{absent}");
 }
 

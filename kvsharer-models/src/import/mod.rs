@@ -15,4 +15,4 @@ pub use error::{Fault, ImportError, TokenizerFault};
 pub use gguf::GgufFile;
 pub use safetensors::SafetensorsFolder;
 pub use source::{SourceDtype, TensorBytes, TensorInfo, TensorSource, load_shaped};
-pub use tokenizer::{DecodeStream, ModelTokenizer};
+pub use tokenizer::{AddedPiece, DecodeStream, ModelTokenizer};

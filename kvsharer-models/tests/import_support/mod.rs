@@ -166,3 +166,25 @@ pub(crate) fn tokenizer_fault(result: Result<ModelTokenizer, ImportError>) -> To
         other => panic!("expected a bad tokenizer, got: {other}"),
     }
 }
+
+/// A copy of a fixture's folder.
+pub(crate) fn copy(name: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(fixture(name)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    folder
+}
+
+/// Edits a JSON file of a folder.
+pub(crate) fn edit(folder: &Path, file: &str, change: impl FnOnce(&mut serde_json::Value)) {
+    let path = folder.join(file);
+    let mut content: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut content);
+    std::fs::write(path, content.to_string()).unwrap();
+}
+
+pub(crate) fn configure(folder: &Path, field: &str, value: serde_json::Value) {
+    edit(folder, "config.json", |config| config[field] = value);
+}

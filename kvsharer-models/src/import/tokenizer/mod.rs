@@ -18,6 +18,7 @@ use rayon::prelude::*;
 use tokenizers::Tokenizer;
 
 use super::{GgufFile, ImportError, TokenizerFault};
+pub use sentencepiece::AddedPiece;
 pub use stream::DecodeStream;
 
 /// A model's tokenizer and its special tokens.
@@ -62,15 +63,15 @@ impl ModelTokenizer {
     /// Reads a SentencePiece `tokenizer.model` of kind BPE, with byte fallback.
     ///
     /// BOS and EOS are its control tokens `<s>` and `</s>`; BOS goes before every text, as in
-    /// transformers' `LlamaTokenizer`. Added tokens that Hugging Face keeps beside the file are not known.
+    /// transformers' `LlamaTokenizer`. `added` are the tokens that Hugging Face keeps beside the file.
     ///
     /// # Errors
     ///
     /// [`ImportError::Io`], [`ImportError::Broken`] for a file too large to be one, or
     /// [`ImportError::BadTokenizer`] for a broken file, another kind of model, and one that normalises
     /// texts.
-    pub fn from_sentencepiece(path: impl AsRef<Path>) -> Result<Self, ImportError> {
-        sentencepiece::read(path.as_ref())
+    pub fn from_sentencepiece(path: impl AsRef<Path>, added: &[AddedPiece]) -> Result<Self, ImportError> {
+        sentencepiece::read(path.as_ref(), added)
     }
 
     /// Sets the special tokens, which Hugging Face keeps in `config.json`,

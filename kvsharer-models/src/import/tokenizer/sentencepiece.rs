@@ -15,8 +15,19 @@ const MOST_BYTES: u64 = 64 << 20;
 /// `TrainerSpec.model_type` of BPE.
 const BPE: u64 = 2;
 
+/// A token that stands beside the file, as `added_tokens_decoder` of tokenizer_config.json has them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddedPiece {
+    /// Its id: that of a piece it takes the place of, or the next one behind the pieces.
+    pub id: u32,
+    /// Its text.
+    pub text: String,
+    /// Whether decoding can leave it out.
+    pub special: bool,
+}
+
 /// Reads the file; see [`ModelTokenizer::from_sentencepiece`].
-pub(super) fn read(path: &Path) -> Result<ModelTokenizer, ImportError> {
+pub(super) fn read(path: &Path, added: &[AddedPiece]) -> Result<ModelTokenizer, ImportError> {
     let io = |source| ImportError::Io { path: path.to_owned(), source };
     let size = std::fs::metadata(path).map_err(io)?.len();
     if size > MOST_BYTES {
@@ -24,12 +35,25 @@ pub(super) fn read(path: &Path) -> Result<ModelTokenizer, ImportError> {
         return Err(ImportError::Broken { path: path.to_owned(), place: "the file".to_owned(), fault });
     }
     let bytes = std::fs::read(path).map_err(io)?;
-    let (pieces, settings) = parse(&bytes).map_err(|fault| bad(path, fault))?;
+    let (mut pieces, settings) = parse(&bytes).map_err(|fault| bad(path, fault))?;
     if settings.kind != BPE {
         return Err(bad(path, TokenizerFault::SentencePiece { what: "another model than BPE" }));
     }
     if settings.normalises {
         return Err(bad(path, TokenizerFault::SentencePiece { what: "a text normalisation" }));
+    }
+    let mut added: Vec<&AddedPiece> = added.iter().collect();
+    added.sort_by_key(|piece| piece.id);
+    for AddedPiece { id, text, special } in added {
+        let kind = if *special { Kind::Control } else { Kind::UserDefined };
+        let vocab = pieces.len();
+        match pieces.get_mut(*id as usize) {
+            // What means the unknown goes on doing so.
+            Some(piece) if piece.kind == Kind::Unknown && piece.text == text => {}
+            Some(piece) => *piece = Piece { text, score: piece.score, kind },
+            None if *id as usize == vocab => pieces.push(Piece { text, score: 0.0, kind }),
+            None => return Err(bad(path, TokenizerFault::IdOutOfRange { role: "added token", id: *id, vocab })),
+        }
     }
     let place = |kind: Kind, text: &str| {
         let found = pieces.iter().position(|piece| piece.kind == kind && piece.text == text);

@@ -2,7 +2,7 @@
 //!
 //! Grouped-query attention without repeating keys or values: the query heads of one key-value head are folded into
 //! the query axis. Queries run in blocks, so that no queries x keys matrix of a whole prompt is ever held, and a
-//! block of a causal prefill reads only the keys up to its last query.
+//! block of a causal prefill reads only the keys up to its last query, from the first one a sliding window shows.
 
 use crate::{Evidence, EvidenceKind, axis};
 use burn::tensor::{
@@ -73,15 +73,28 @@ impl Window {
         Self { size, behind }
     }
 
-    /// Marks the cells of `line` that have left the window of the new token `row`.
-    fn hide(&self, fresh: &Fresh, row: usize, line: &mut [bool]) {
-        for (hidden, &behind) in line.iter_mut().zip(&self.behind) {
+    /// Marks the cells that have left the window of the new token `row`; `line` starts at cell `start`.
+    fn hide(&self, fresh: &Fresh, row: usize, start: usize, line: &mut [bool]) {
+        for (hidden, &behind) in line.iter_mut().zip(self.behind.iter().skip(start)) {
             *hidden |= row + behind >= self.size;
         }
         for (i, &cell) in fresh.cells.iter().enumerate() {
-            if let Some(hidden) = line.get_mut(cell) {
+            if let Some(hidden) = cell.checked_sub(start).and_then(|at| line.get_mut(at)) {
                 *hidden = i > row || row - i >= self.size;
             }
+        }
+    }
+
+    /// Cells before this one are hidden from the new token `row` and all later ones.
+    fn first(&self, fresh: &Fresh, row: usize) -> usize {
+        let old = self.behind.len();
+        let by_age = self.behind.is_sorted_by(|a, b| a > b) && fresh.cells.iter().copied().eq(old..old + fresh.len());
+        if !by_age {
+            return 0;
+        }
+        match self.behind.partition_point(|behind| row + behind >= self.size) {
+            gone if gone < old => gone,
+            gone => gone + (row + 1).saturating_sub(self.size),
         }
     }
 }
@@ -141,7 +154,7 @@ impl Hidden {
 pub struct MaskCache(HashMap<MaskKey, Tensor<4, Bool>>);
 
 /// New tokens, window, queries of the block, cells and group size.
-type MaskKey = (Fresh, Option<Window>, Range<usize>, usize, usize);
+type MaskKey = (Fresh, Option<Window>, Range<usize>, Range<usize>, usize);
 
 impl MaskCache {
     /// `[1, 1, group * query, cell]`, true where a query of `rows` must not look; `None` if it may look everywhere.
@@ -150,28 +163,28 @@ impl MaskCache {
         fresh: &Fresh,
         window: Option<&Window>,
         rows: Range<usize>,
-        cells: usize,
+        cells: Range<usize>,
         group: usize,
         device: &Device,
     ) -> Option<Tensor<4, Bool>> {
         if fresh.len() == 1 && window.is_none() {
             return None;
         }
-        let key = (fresh.clone(), window.cloned(), rows.clone(), cells, group);
+        let key = (fresh.clone(), window.cloned(), rows.clone(), cells.clone(), group);
         if self.bytes() > MASK_BYTES {
             self.clear();
         }
         let mask = self.0.entry(key).or_insert_with(|| {
-            let mut hidden = vec![false; rows.len() * cells];
-            for (line, row) in hidden.chunks_mut(cells).zip(rows.clone()) {
+            let mut hidden = vec![false; rows.len() * cells.len()];
+            for (line, row) in hidden.chunks_mut(cells.len()).zip(rows.clone()) {
                 let later = fresh.cells[row + 1..].iter();
-                later.filter(|&&cell| cell < cells).for_each(|&cell| line[cell] = true);
+                later.filter(|&cell| cells.contains(cell)).for_each(|&cell| line[cell - cells.start] = true);
                 if let Some(window) = window {
-                    window.hide(fresh, row, line);
+                    window.hide(fresh, row, cells.start, line);
                 }
             }
             let hidden = hidden.repeat(group);
-            let shape = [1, 1, group * rows.len(), cells];
+            let shape = [1, 1, group * rows.len(), cells.len()];
             Tensor::from_data(TensorData::new(hidden, shape), device)
         });
         Some(mask.clone())
@@ -247,20 +260,21 @@ pub fn attend(
     let mut mass: Option<Tensor<4>> = None;
     for start in (0..queries).step_by(BLOCK) {
         let rows = start..(start + BLOCK).min(queries);
-        let seen = fresh.prefix(rows.end, cells);
-        let causal = masks.get(fresh, pass.window, rows.clone(), seen, group, &keys.device());
+        let first = pass.window.map_or(0, |window| window.first(fresh, rows.start));
+        let seen = first..fresh.prefix(rows.end, cells);
+        let causal = masks.get(fresh, pass.window, rows.clone(), seen.clone(), group, &keys.device());
         let block = Block {
             query: grouped.clone().slice_dim(3, rows.clone()).reshape([batch, kv_heads, group * rows.len(), dim]),
-            keys: keys.clone().slice_dim(axis::CELL, 0..seen),
-            values: values.clone().slice_dim(axis::CELL, 0..seen),
+            keys: keys.clone().slice_dim(axis::CELL, seen.clone()),
+            values: values.clone().slice_dim(axis::CELL, seen.clone()),
             mask: match pass.hidden {
-                Some(hidden) => Some(hidden.mask(causal, fresh, rows.clone(), seen, group)),
+                Some(hidden) => Some(hidden.mask(causal, fresh, rows.clone(), seen.end, group)),
                 None => causal,
             },
         };
         let output = if pass.counts(rows.clone()) {
             let weights = block.weights();
-            let by_query = weights.clone().cast(DType::F32).reshape([batch, kv_heads, group, rows.len(), seen]);
+            let by_query = weights.clone().cast(DType::F32).reshape([batch, kv_heads, group, rows.len(), seen.len()]);
             let by_query = match pass.weights {
                 Some(of) => {
                     let of = TensorData::new(of[rows.clone()].to_vec(), [1, 1, 1, rows.len(), 1]);
@@ -268,7 +282,8 @@ pub fn attend(
                 }
                 None => by_query,
             };
-            let received = pad_cells(by_query.sum_dim(3).reshape([batch, kv_heads, group, seen]), cells);
+            let received = by_query.sum_dim(3).reshape([batch, kv_heads, group, seen.len()]);
+            let received = pad_cells(received, first, cells);
             mass = Some(match mass {
                 Some(mass) => mass + received,
                 None => received,
@@ -318,12 +333,17 @@ impl Block {
     }
 }
 
-/// Appends zeros to the last axis up to `cells`.
-fn pad_cells(mass: Tensor<4>, cells: usize) -> Tensor<4> {
+/// Puts `before` zeros in front of the last axis, and others behind it up to `cells`.
+fn pad_cells(mass: Tensor<4>, before: usize, cells: usize) -> Tensor<4> {
     let [batch, heads, group, seen] = mass.dims();
-    if seen == cells {
-        return mass;
+    let zeros = |count| Tensor::zeros([batch, heads, group, count], (&mass.device(), mass.dtype()));
+    let behind = cells - before - seen;
+    let mut parts = vec![mass.clone()];
+    if before > 0 {
+        parts.insert(0, zeros(before));
     }
-    let zeros = Tensor::zeros([batch, heads, group, cells - seen], (&mass.device(), mass.dtype()));
-    Tensor::cat(vec![mass, zeros], 3)
+    if behind > 0 {
+        parts.push(zeros(behind));
+    }
+    if parts.len() == 1 { mass } else { Tensor::cat(parts, 3) }
 }

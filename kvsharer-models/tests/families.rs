@@ -2,10 +2,11 @@
 #![allow(clippy::print_stdout)] // Shown when a test fails.
 
 use burn::tensor::{DType, Device, Tensor};
-use kvsharer_core::{Cache, LayerId, PlanError, SearchModel, Sharing, Stack};
+use kvsharer_core::{Cache, CacheOptions, LayerId, PlanError, SearchModel, Sharing, Stack};
 use kvsharer_models::{Decoder, ModelFiles};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 
 const FAMILIES: [&str; 14] = [
     "llama1",
@@ -55,20 +56,18 @@ fn folder(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families").join(case)
 }
 
-/// Opens a case, whose weights may lie in another one's folder.
-fn open(case: &str) -> ModelFiles {
+/// Opens a case, whose weights may lie in another one's folder; the files last as long as the folder.
+fn open(case: &str) -> (ModelFiles, TempDir) {
     let weights = Golden::read(case).0["weights"].as_str().unwrap().to_owned();
     let together = tempfile::tempdir().unwrap();
     std::fs::copy(folder(case).join("config.json"), together.path().join("config.json")).unwrap();
     let file = "model.safetensors";
     std::fs::copy(folder(&weights).join(file), together.path().join(file)).unwrap();
-    let files = ModelFiles::open_folder(together.path()).unwrap();
-    // The file is opened again when it is loaded.
-    std::mem::forget(together);
-    files
+    (ModelFiles::open_folder(together.path()).unwrap(), together)
 }
 
-fn load(files: &ModelFiles, dtype: DType) -> Decoder {
+fn load(case: &str, dtype: DType) -> Decoder {
+    let (files, _folder) = open(case);
     files.load(&Device::flex(), dtype).unwrap()
 }
 
@@ -95,7 +94,7 @@ fn worst(found: &[f32], expected: &[f64]) -> f64 {
 #[test]
 fn prefill_and_decode_agree_with_transformers_in_f32() {
     for case in FAMILIES {
-        let (golden, model) = (Golden::read(case), load(&open(case), DType::F32));
+        let (golden, model) = (Golden::read(case), load(case, DType::F32));
         let error = worst(&logits(&model, &golden, Stack::new(), 20), &golden.logits("own"));
         println!("{case}: {error:.1e}");
         assert!(error < 1e-3, "{case}: {error}");
@@ -105,7 +104,7 @@ fn prefill_and_decode_agree_with_transformers_in_f32() {
 #[test]
 fn a_sharing_map_gives_what_patched_transformers_give() {
     for case in FAMILIES {
-        let (golden, model) = (Golden::read(case), load(&open(case), DType::F32));
+        let (golden, model) = (Golden::read(case), load(case, DType::F32));
         let sharing = Sharing::both(golden.share()).unwrap();
         let error = worst(&logits(&model, &golden, Stack::new().with(sharing), 20), &golden.logits("shared"));
         println!("{case}: {error:.1e}");
@@ -117,7 +116,7 @@ fn a_sharing_map_gives_what_patched_transformers_give() {
 #[test]
 fn the_passes_of_a_prompt_make_no_difference() {
     for case in FAMILIES.into_iter().filter(|case| !["llama_dynamic", "internlm2"].contains(case)) {
-        let (golden, model) = (Golden::read(case), load(&open(case), DType::F32));
+        let (golden, model) = (Golden::read(case), load(case, DType::F32));
         for chunk in [1, 3, 8] {
             let sharing = Sharing::both(golden.share()).unwrap();
             let error = worst(&logits(&model, &golden, Stack::new().with(sharing), chunk), &golden.logits("shared"));
@@ -131,7 +130,7 @@ fn the_same_weights_in_gguf_give_the_same_logits() {
     for case in GGUFS {
         let golden = Golden::read(case);
         let files = ModelFiles::open_gguf(&folder(case).join("model.gguf")).unwrap();
-        let model = load(&files, DType::F32);
+        let model = files.load(&Device::flex(), DType::F32).unwrap();
         let error = worst(&logits(&model, &golden, Stack::new(), 20), &golden.logits("own"));
         println!("{case}: {error:.1e}");
         // Norm weights of f16 and bf16 checkpoints are exact in f32; what is left is llama.cpp's f32 metadata.
@@ -142,7 +141,7 @@ fn the_same_weights_in_gguf_give_the_same_logits() {
 #[test]
 fn greedy_continuations_are_the_same() {
     for case in FAMILIES {
-        let (golden, model) = (Golden::read(case), load(&open(case), DType::F32));
+        let (golden, model) = (Golden::read(case), load(case, DType::F32));
         let prompt = golden.ids("prompt");
         let mut cache = cache(&model, Stack::new(), prompt.len() + 32);
         let (mut next, mut ids) = (prompt, Vec::new());
@@ -160,7 +159,7 @@ fn greedy_continuations_are_the_same() {
 #[test]
 fn rows_padded_in_front_give_what_they_give_alone() {
     for case in ["mistral", "qwen2_window", "gemma3", "qwen3"] {
-        let (golden, model) = (Golden::read(case), load(&open(case), DType::F32));
+        let (golden, model) = (Golden::read(case), load(case, DType::F32));
         let (prompt, steps) = (golden.ids("prompt"), golden.ids("steps"));
         let rows: [&[u32]; 3] = [&prompt[5..], &prompt, &prompt[17..]];
         let options = model.cache_options(3, prompt.len() + steps.len());
@@ -192,7 +191,7 @@ fn half_precision_is_as_near_to_f32_as_that_of_transformers() {
     for case in FAMILIES {
         let golden = Golden::read(case);
         for dtype in [DType::F16, DType::BF16] {
-            let model = load(&open(case), dtype);
+            let model = load(case, dtype);
             let found = logits(&model, &golden, Stack::new(), 20);
             let expected = golden.logits("own");
             let mean = found.iter().zip(&expected).map(|(f, e)| (f64::from(*f) - e).abs()).sum::<f64>()
@@ -210,20 +209,19 @@ fn half_precision_is_as_near_to_f32_as_that_of_transformers() {
 
 #[test]
 fn a_window_bounds_cells_and_bytes_and_its_layers_share_only_among_themselves() {
-    let files = open("mistral");
-    let plan = |tokens| Cache::new(&files.shape(), Stack::new(), options(&files, tokens), &Device::flex()).unwrap();
+    let (files, _folder) = open("mistral");
+    let plan = |tokens| Cache::new(&files.shape(), Stack::new(), options(tokens), &Device::flex()).unwrap();
     assert_eq!(plan(1000).bytes(), 4 * 2 * (2 * 7 * 12) * 4);
     assert_eq!(plan(5).bytes(), 4 * 2 * (2 * 5 * 12) * 4);
 
-    let files = open("qwen2_window");
+    let (files, _folder) = open("qwen2_window");
     let windows: Vec<_> = files.shape().layers().iter().map(|layer| layer.window).collect();
     assert_eq!(windows, [None, None, Some(6), Some(6)]);
     let stack = Stack::new().with(Sharing::both([(2, 1)]).unwrap());
-    let error = Cache::new(&files.shape(), stack, options(&files, 50), &Device::flex()).err().unwrap();
+    let error = Cache::new(&files.shape(), stack, options(50), &Device::flex()).err().unwrap();
     assert!(matches!(error, PlanError::ShapeMismatch { layer: LayerId(2), donor: LayerId(1), .. }), "{error}");
 }
 
-fn options(files: &ModelFiles, tokens: usize) -> kvsharer_core::CacheOptions {
-    let _ = files;
-    kvsharer_core::CacheOptions { batch: 1, tokens, prompt: None, dtype: DType::F32, rope: None }
+fn options(tokens: usize) -> CacheOptions {
+    CacheOptions { batch: 1, tokens, prompt: None, dtype: DType::F32, rope: None }
 }

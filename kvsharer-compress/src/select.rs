@@ -34,13 +34,16 @@ pub(crate) fn worst(scores: Tensor<3>, state: &GroupState<'_>, wanted: Wanted) -
     if !state.padding.is_empty() {
         scores = scores.mask_fill(positions.clone().equal_elem(PADDING), f32::NEG_INFINITY);
     }
+    if state.visible_from > 0 {
+        scores = scores.mask_fill(positions.clone().lower_elem(state.visible_from as i64), f32::NEG_INFINITY);
+    }
     let better = scores.clone().greater(scores.clone().min_dim(2).expand(scores.dims()));
     positions.mask_fill(better, PADDING - 1).argmax(2)
 }
 
 /// The cells of the tokens that stay, in order of cells: protected ones, recent ones, then those of the highest score
-/// after `finish` had a look at each head's `(position, score)`, oldest first. Padding stays only where a row has too
-/// few tokens. Runs on the host; `None` if the device gives nothing back.
+/// after `finish` had a look at each head's `(position, score)`, oldest first. Padding, and tokens that a sliding window
+/// has left behind, stay only where a row has too few others. Runs on the host; `None` if the device gives nothing back.
 ///
 /// # Shapes
 /// `scores` `[batch, kv_head, cell]`, result `[batch, kv_head, keep]`.
@@ -57,7 +60,7 @@ pub(crate) fn keep_best(
     let mut kept = Vec::with_capacity(batch * heads * wanted.keep);
     for (index, (scores, positions)) in scores.chunks(cells).zip(positions.chunks(cells)).enumerate() {
         let start = state.padding.get(index / heads).copied().unwrap_or(0);
-        kept.extend(keep_of_head(scores, positions, start, state.seen, wanted, &finish));
+        kept.extend(keep_of_head(scores, positions, start, state, wanted, &finish));
     }
     Some(Tensor::from_data(TensorData::new(kept, [batch, heads, wanted.keep]), &device))
 }
@@ -66,13 +69,14 @@ fn keep_of_head(
     scores: &[f32],
     positions: &[i64],
     start: usize,
-    seen: usize,
+    state: &GroupState<'_>,
     Wanted { keep, protect, recent }: Wanted,
     finish: impl Fn(&mut [(i64, f32)]),
 ) -> Vec<i64> {
-    let mut tokens: Vec<usize> = (0..positions.len()).filter(|&cell| positions[cell] >= 0).collect();
+    let oldest = state.visible_from as i64;
+    let mut tokens: Vec<usize> = (0..positions.len()).filter(|&cell| positions[cell] >= oldest).collect();
     tokens.sort_unstable_by_key(|&cell| positions[cell]);
-    let older = tokens.partition_point(|&cell| positions[cell] < (seen - recent) as i64);
+    let older = tokens.partition_point(|&cell| positions[cell] < (state.seen - recent) as i64);
     let (older, recent) = tokens.split_at(older);
     let mut candidates: Vec<(i64, f32)> = older.iter().map(|&cell| (positions[cell], scores[cell])).collect();
     finish(&mut candidates);
@@ -82,7 +86,8 @@ fn keep_of_head(
     let protected = |cell: usize| positions[cell] < (start + protect) as i64;
     ranked.sort_by(|a, b| protected(b.0).cmp(&protected(a.0)).then(b.1.total_cmp(&a.1)));
     let best = ranked.into_iter().map(|(cell, _)| cell);
-    let padding = (0..positions.len()).filter(|&cell| positions[cell] == PADDING);
+    let unseen = |cell: usize| positions[cell] != EMPTY && positions[cell] < oldest;
+    let padding = (0..positions.len()).filter(|&cell| unseen(cell));
     let mut kept: Vec<i64> =
         recent.iter().copied().chain(best).chain(padding).take(keep).map(|cell| cell as i64).collect();
     debug_assert!(kept.iter().all(|&cell| positions[cell as usize] != EMPTY));

@@ -125,7 +125,8 @@ impl LayerKvPolicy for StreamingLlm {
 
     fn evict(&mut self, group: &Group, state: &GroupState<'_>) -> Eviction {
         let excess = (state.len + state.incoming).saturating_sub(self.kept(group, state.prompt));
-        let start = self.sinks.min(state.len);
+        // Sinks behind a sliding window are gone.
+        let start = self.sinks.saturating_sub(state.visible_from).min(state.len);
         let end = (start + excess).min(state.len);
         if start == end {
             return Eviction::Nothing;

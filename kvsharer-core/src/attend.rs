@@ -2,10 +2,12 @@
 //!
 //! Grouped-query attention without repeating keys or values: the query heads of one key-value head are folded into
 //! the query axis. Queries run in blocks, so that no queries x keys matrix of a whole prompt is ever held, and a
-//! block of a causal prefill reads only the keys up to its last query.
+//! block of a causal prefill reads only the keys up to its last query, from the first one a sliding window shows.
 
 use crate::{Evidence, EvidenceKind, axis};
-use burn::tensor::{Bool, DType, Device, Tensor, TensorData, activation::softmax, module, ops::AttentionModuleOptions};
+use burn::tensor::{
+    Bool, DType, Device, Int, Tensor, TensorData, activation::softmax, module, ops::AttentionModuleOptions,
+};
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -55,26 +57,66 @@ impl Fresh {
     }
 }
 
-/// Cells that hold no token to look at (evicted, or padding), `[batch, kv_head, cell]`, true where there is none. A
+/// A sliding window over cells that stand for the same tokens in every row and head: a query sees itself and the
+/// `size - 1` tokens before it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Window {
+    size: usize,
+    /// By how many positions the token of each old cell stands before the first new one. What it says of the new
+    /// tokens' cells, or of cells behind its end, is not read.
+    behind: Vec<usize>,
+}
+
+impl Window {
+    /// A window of `size` tokens over old cells that stand `behind` positions before the first new token.
+    pub fn new(size: usize, behind: Vec<usize>) -> Self {
+        Self { size, behind }
+    }
+
+    /// Marks the cells that have left the window of the new token `row`; `line` starts at cell `start`.
+    fn hide(&self, fresh: &Fresh, row: usize, start: usize, line: &mut [bool]) {
+        for (hidden, &behind) in line.iter_mut().zip(self.behind.iter().skip(start)) {
+            *hidden |= row + behind >= self.size;
+        }
+        for (i, &cell) in fresh.cells.iter().enumerate() {
+            if let Some(hidden) = cell.checked_sub(start).and_then(|at| line.get_mut(at)) {
+                *hidden = i > row || row - i >= self.size;
+            }
+        }
+    }
+
+    /// Cells before this one are hidden from the new token `row` and all later ones.
+    fn first(&self, fresh: &Fresh, row: usize) -> usize {
+        let old = self.behind.len();
+        let by_age = self.behind.is_sorted_by(|a, b| a > b) && fresh.cells.iter().copied().eq(old..old + fresh.len());
+        if !by_age {
+            return 0;
+        }
+        match self.behind.partition_point(|behind| row + behind >= self.size) {
+            gone if gone < old => gone,
+            gone => gone + (row + 1).saturating_sub(self.size),
+        }
+    }
+}
+
+/// Cells by the text position of their tokens, where rows and heads hold different ones.
+///
+/// Cells that hold no token (evicted, or padding) are not looked at, nor those a sliding window has left behind. A
 /// padding query still looks at its own cell, so that no row of weights is empty.
 #[derive(Clone, Debug)]
 pub struct Hidden {
-    cells: Tensor<3, Bool>,
-    everywhere: bool,
+    /// `[batch, kv_head, cell]`, negative where there is no token.
+    pub positions: Tensor<3, Int>,
+    /// Position of the first new token.
+    pub start: usize,
+    /// Tokens a query sees, itself included; `None` sees all.
+    pub window: Option<usize>,
+    /// Whether all layers of the running forward pass with as many key-value heads hide the same cells, so that their
+    /// masks are made once.
+    pub everywhere: bool,
 }
 
 impl Hidden {
-    /// Cells of one group of layers.
-    pub fn new(cells: Tensor<3, Bool>) -> Self {
-        Self { cells, everywhere: false }
-    }
-
-    /// Cells that are hidden in all layers of the running forward pass alike (padding), so that their masks are made
-    /// once.
-    pub fn everywhere(cells: Tensor<3, Bool>) -> Self {
-        Self { cells, everywhere: true }
-    }
-
     /// The mask of a block of queries, `[batch, kv_head, group * query, cell]`, over the first `seen` cells.
     fn mask(
         &self,
@@ -84,10 +126,19 @@ impl Hidden {
         seen: usize,
         group: usize,
     ) -> Tensor<4, Bool> {
-        let hidden = self.cells.clone().slice_dim(2, 0..seen).unsqueeze_dim::<4>(2);
-        let [batch, heads, _, _] = hidden.dims();
+        let positions = self.positions.clone().slice_dim(2, 0..seen).unsqueeze_dim::<4>(2);
+        let [batch, heads, _, _] = positions.dims();
         let shape = [batch, heads, group * rows.len(), seen];
-        let hidden = hidden.expand(shape);
+        let hidden = match self.window {
+            None => positions.lower_elem(0).expand(shape),
+            Some(window) => {
+                let first = |row: usize| (self.start + row + 1).saturating_sub(window) as i64;
+                let first: Vec<i64> = rows.clone().map(first).collect();
+                let first = TensorData::new(first.repeat(group), [1, 1, shape[2], 1]);
+                let first = Tensor::<4, Int>::from_data(first, &self.positions.device());
+                positions.expand(shape).lower(first.expand(shape))
+            }
+        };
         let Some(causal) = causal else {
             return hidden;
         };
@@ -96,21 +147,21 @@ impl Hidden {
             line[fresh.cells[row]] = true;
         }
         let own = TensorData::new(own.repeat(group), [1, 1, group * rows.len(), seen]);
-        let own = Tensor::<4, Bool>::from_data(own, &self.cells.device()).expand(shape);
+        let own = Tensor::<4, Bool>::from_data(own, &self.positions.device()).expand(shape);
         hidden.bool_and(own.bool_not()).bool_or(causal.expand(shape))
     }
 }
 
-/// A block's new tokens, their queries, the cells they see and the query heads of a key-value head.
-type Key = (Fresh, Range<usize>, usize, usize);
-
 /// Masks of one forward pass, made once for all layers that need the same one.
 #[derive(Clone, Debug, Default)]
 pub struct MaskCache {
-    causal: HashMap<Key, Tensor<4, Bool>>,
+    causal: HashMap<MaskKey, Tensor<4, Bool>>,
     /// The same with cells hidden everywhere, by number of key-value heads.
-    padded: HashMap<(Key, usize), Tensor<4, Bool>>,
+    padded: HashMap<(MaskKey, usize), Tensor<4, Bool>>,
 }
+
+/// New tokens, window, queries of the block, cells and group size.
+type MaskKey = (Fresh, Option<Window>, Range<usize>, Range<usize>, usize);
 
 impl MaskCache {
     /// The mask of a block of queries that takes hidden cells into account; `None` if it may look everywhere.
@@ -118,19 +169,20 @@ impl MaskCache {
         &mut self,
         pass: &Pass<'_>,
         rows: Range<usize>,
-        cells: usize,
+        cells: Range<usize>,
         group: usize,
         device: &Device,
     ) -> Option<Tensor<4, Bool>> {
         let Some(hidden) = pass.hidden else {
-            return self.get(pass.fresh, rows, cells, group, device);
+            return self.get(pass.fresh, pass.window, rows, cells, group, device);
         };
-        let key = ((pass.fresh.clone(), rows.clone(), cells, group), hidden.cells.dims()[1]);
+        let key = (pass.fresh.clone(), pass.window.cloned(), rows.clone(), cells.clone(), group);
+        let key = (key, hidden.positions.dims()[1]);
         if let Some(mask) = self.padded.get(&key).filter(|_| hidden.everywhere) {
             return Some(mask.clone());
         }
-        let causal = self.get(pass.fresh, rows.clone(), cells, group, device);
-        let mask = hidden.mask(causal, pass.fresh, rows, cells, group);
+        let causal = self.get(pass.fresh, pass.window, rows.clone(), cells.clone(), group, device);
+        let mask = hidden.mask(causal, pass.fresh, rows, cells.end, group);
         if hidden.everywhere && self.bytes() <= MASK_BYTES {
             self.padded.insert(key, mask.clone());
         }
@@ -141,26 +193,30 @@ impl MaskCache {
     fn get(
         &mut self,
         fresh: &Fresh,
+        window: Option<&Window>,
         rows: Range<usize>,
-        cells: usize,
+        cells: Range<usize>,
         group: usize,
         device: &Device,
     ) -> Option<Tensor<4, Bool>> {
-        if fresh.len() == 1 {
+        if fresh.len() == 1 && window.is_none() {
             return None;
         }
-        let key = (fresh.clone(), rows.clone(), cells, group);
+        let key = (fresh.clone(), window.cloned(), rows.clone(), cells.clone(), group);
         if self.bytes() > MASK_BYTES {
             self.clear();
         }
         let mask = self.causal.entry(key).or_insert_with(|| {
-            let mut hidden = vec![false; rows.len() * cells];
-            for (line, row) in hidden.chunks_mut(cells).zip(rows.clone()) {
+            let mut hidden = vec![false; rows.len() * cells.len()];
+            for (line, row) in hidden.chunks_mut(cells.len()).zip(rows.clone()) {
                 let later = fresh.cells[row + 1..].iter();
-                later.filter(|&&cell| cell < cells).for_each(|&cell| line[cell] = true);
+                later.filter(|&cell| cells.contains(cell)).for_each(|&cell| line[cell - cells.start] = true);
+                if let Some(window) = window {
+                    window.hide(fresh, row, cells.start, line);
+                }
             }
             let hidden = hidden.repeat(group);
-            let shape = [1, 1, group * rows.len(), cells];
+            let shape = [1, 1, group * rows.len(), cells.len()];
             Tensor::from_data(TensorData::new(hidden, shape), device)
         });
         Some(mask.clone())
@@ -183,8 +239,10 @@ impl MaskCache {
 pub struct Pass<'a> {
     /// Where the new tokens stand.
     pub fresh: &'a Fresh,
-    /// Cells that hold no token.
+    /// Where rows and heads hold different tokens, or cells hold none.
     pub hidden: Option<&'a Hidden>,
+    /// Where they hold the same ones: a sliding window, if one hides any.
+    pub window: Option<&'a Window>,
     /// What must be seen.
     pub evidence: EvidenceKind,
     /// Weight of each new query in the key mass; all alike if `None`.
@@ -194,7 +252,7 @@ pub struct Pass<'a> {
 impl<'a> Pass<'a> {
     /// New tokens, everything else visible, nothing to be seen.
     pub fn new(fresh: &'a Fresh) -> Self {
-        Self { fresh, hidden: None, evidence: EvidenceKind::None, weights: None }
+        Self { fresh, hidden: None, window: None, evidence: EvidenceKind::None, weights: None }
     }
 
     /// Whether the mass given by these queries counts.
@@ -236,16 +294,17 @@ pub fn attend(
     let mut mass: Option<Tensor<4>> = None;
     for start in (0..queries).step_by(BLOCK) {
         let rows = start..(start + BLOCK).min(queries);
-        let seen = fresh.prefix(rows.end, cells);
+        let first = pass.window.map_or(0, |window| window.first(fresh, rows.start));
+        let seen = first..fresh.prefix(rows.end, cells);
         let block = Block {
             query: grouped.clone().slice_dim(3, rows.clone()).reshape([batch, kv_heads, group * rows.len(), dim]),
-            keys: keys.clone().slice_dim(axis::CELL, 0..seen),
-            values: values.clone().slice_dim(axis::CELL, 0..seen),
-            mask: masks.of_block(pass, rows.clone(), seen, group, &keys.device()),
+            keys: keys.clone().slice_dim(axis::CELL, seen.clone()),
+            values: values.clone().slice_dim(axis::CELL, seen.clone()),
+            mask: masks.of_block(pass, rows.clone(), seen.clone(), group, &keys.device()),
         };
         let output = if pass.counts(rows.clone()) {
             let weights = block.weights();
-            let by_query = weights.clone().cast(DType::F32).reshape([batch, kv_heads, group, rows.len(), seen]);
+            let by_query = weights.clone().cast(DType::F32).reshape([batch, kv_heads, group, rows.len(), seen.len()]);
             let by_query = match pass.weights {
                 Some(of) => {
                     let of = TensorData::new(of[rows.clone()].to_vec(), [1, 1, 1, rows.len(), 1]);
@@ -253,7 +312,8 @@ pub fn attend(
                 }
                 None => by_query,
             };
-            let received = pad_cells(by_query.sum_dim(3).reshape([batch, kv_heads, group, seen]), cells);
+            let received = by_query.sum_dim(3).reshape([batch, kv_heads, group, seen.len()]);
+            let received = pad_cells(received, first, cells);
             mass = Some(match mass {
                 Some(mass) => mass + received,
                 None => received,
@@ -303,12 +363,17 @@ impl Block {
     }
 }
 
-/// Appends zeros to the last axis up to `cells`.
-fn pad_cells(mass: Tensor<4>, cells: usize) -> Tensor<4> {
+/// Puts `before` zeros in front of the last axis, and others behind it up to `cells`.
+fn pad_cells(mass: Tensor<4>, before: usize, cells: usize) -> Tensor<4> {
     let [batch, heads, group, seen] = mass.dims();
-    if seen == cells {
-        return mass;
+    let zeros = |count| Tensor::zeros([batch, heads, group, count], (&mass.device(), mass.dtype()));
+    let behind = cells - before - seen;
+    let mut parts = vec![mass.clone()];
+    if before > 0 {
+        parts.insert(0, zeros(before));
     }
-    let zeros = Tensor::zeros([batch, heads, group, cells - seen], (&mass.device(), mass.dtype()));
-    Tensor::cat(vec![mass, zeros], 3)
+    if behind > 0 {
+        parts.push(zeros(behind));
+    }
+    if parts.len() == 1 { mass } else { Tensor::cat(parts, 3) }
 }

@@ -7,6 +7,7 @@ mod evict;
 mod group;
 mod place;
 mod read;
+mod slide;
 
 use crate::attend::{Fresh, Hidden, MaskCache, Pass, attend};
 use crate::{
@@ -181,9 +182,6 @@ impl<'p> Cache<'p> {
         if self.next != 0 && self.next != self.model.len() {
             return Err(CacheError::OutOfTurn { layer: LayerId(self.next) });
         }
-        if self.model.layers().iter().any(|shape| shape.window.is_some()) {
-            return Err(CacheError::Unsupported("sliding windows of a model"));
-        }
         let padded = padding.iter().any(|&pad| pad > 0);
         let fits = padding.len() == self.options.batch && padding.iter().all(|&pad| pad < tokens);
         if padded && (self.seen() > 0 || !fits) {
@@ -281,6 +279,7 @@ impl Attend for Cache<'_> {
         let (keys, values) = (self.store.view(slots.key, width), self.store.view(slots.value, width));
         let keys = self.turned(id, keys)?;
         let hidden = self.hidden(id);
+        let window = if hidden.is_none() { self.window(id) } else { None };
         let dtype = query.dtype();
         let query = query.cast(self.options.dtype);
         let group = self.plan.group(id);
@@ -288,8 +287,13 @@ impl Attend for Cache<'_> {
             EvidenceKind::KeyMass => self.weights(id),
             _ => None,
         };
-        let pass =
-            Pass { fresh: &fresh, hidden: hidden.as_ref(), evidence: group.evidence, weights: weights.as_deref() };
+        let pass = Pass {
+            fresh: &fresh,
+            hidden: hidden.as_ref(),
+            window: window.as_ref(),
+            evidence: group.evidence,
+            weights: weights.as_deref(),
+        };
         let (output, evidence) = attend(query, keys, values, &pass, &mut self.masks);
         if let Some(evidence) = evidence {
             for &evictor in &group.evictors {

@@ -78,6 +78,25 @@ pub enum PlanError {
         /// The policy.
         policy: String,
     },
+    /// A sliding window in which not even the newest token is seen.
+    #[error("layer {layer} has a sliding window of 0 tokens: the model's configuration is broken")]
+    EmptyWindow {
+        /// The layer.
+        layer: LayerId,
+    },
+    /// Keys at cache-slot positions under a sliding window, which counts positions of the text.
+    #[error(
+        "layer {layer}: `{policy}` moves keys to their cache slots, but the layer has a sliding window of {window} \
+         positions of the text; keep original positions (positions=original)"
+    )]
+    WindowedPositions {
+        /// First layer of the group.
+        layer: LayerId,
+        /// The policy.
+        policy: String,
+        /// The layer's window.
+        window: usize,
+    },
     /// A layer that the model does not have.
     #[error("layer {layer} does not exist: the model has layers 0 to {}", layers.saturating_sub(1))]
     UnknownLayer {

@@ -77,7 +77,7 @@ pub mod testing;
 
 pub use adapter::{Adapter, Mix, Turn, inverse};
 pub use adapters::{AdapterFile, AdaptersError};
-pub use attend::{Fresh, Hidden, MaskCache, Pass, attend};
+pub use attend::{Fresh, Hidden, MaskCache, Pass, Window, attend};
 pub use budget::{Budget, Lengths};
 pub use cache::{Attend, Cache, CacheOptions, KeptTokens};
 pub use calibrate::{Averages, CalibrationError, CalibrationSet, hex};

@@ -37,6 +37,8 @@ pub struct Group {
     pub layers: Vec<LayerId>,
     /// Key-value heads of its slots.
     pub kv_heads: usize,
+    /// Sliding window of its layers, see [`KvShape::window`].
+    pub window: Option<usize>,
     /// Layers of the whole model.
     pub model_layers: usize,
     /// How its slots are stored.
@@ -63,7 +65,8 @@ impl Group {
         self.layers[self.layers.len() - 1]
     }
 
-    /// Cells to allocate for sequences of these lengths. Quantised slots have one block more than their evictor needs:
+    /// Cells to allocate for sequences of these lengths: what the evictors need, and no more than a sliding window
+    /// shows. Quantised slots have one block more than their evictor needs:
     /// evicted cells are hidden until a whole block of them can be filled.
     pub fn capacity(&self, lengths: impl Into<Lengths>) -> usize {
         let lengths = lengths.into();
@@ -71,7 +74,7 @@ impl Group {
             Storage::Full => 0,
             Storage::Quantised(codec) => codec.group(),
         };
-        let cells = self.budgets.iter().map(|budget| budget.cells(lengths)).min();
+        let cells = self.budgets.iter().map(|budget| budget.cells(lengths)).chain(self.window).min();
         cells.map_or(lengths.tokens, |cells| (cells + block).min(lengths.tokens))
     }
 
@@ -83,7 +86,8 @@ impl Group {
     /// Whether the group needs no more cells however long the text gets.
     pub fn is_bounded(&self, lengths: impl Into<Lengths>) -> bool {
         let lengths = lengths.into();
-        self.budgets.iter().any(|budget| budget.is_bounded(lengths))
+        let windowed = self.window.is_some_and(|window| window <= lengths.tokens);
+        windowed || self.budgets.iter().any(|budget| budget.is_bounded(lengths))
     }
 
     /// Sinks whose unturned keys are kept beside the cache (cache-slot positions, once something is evicted).

@@ -92,6 +92,9 @@ pub struct GroupState<'a> {
     pub prompt: usize,
     /// Padding before the first token of each row of the batch; empty if there is none.
     pub padding: &'a [usize],
+    /// Position of the oldest token that later queries may look at: 0 but for a sliding window. Older ones that are
+    /// still cached are of no more use.
+    pub visible_from: usize,
     pub(crate) tokens: Tokens<'a>,
 }
 

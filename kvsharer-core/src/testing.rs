@@ -55,6 +55,13 @@ impl ToyModel {
         }
     }
 
+    /// The same model with a sliding window in some layers, one entry a layer.
+    pub fn with_windows(self, windows: &[Option<usize>]) -> Self {
+        let layers = self.shape.layers().iter().zip(windows);
+        let layers = layers.map(|(&shape, &window)| KvShape { window, ..shape }).collect();
+        Self { shape: ModelShape::new(layers), ..self }
+    }
+
     /// Query heads.
     pub fn heads(&self) -> usize {
         self.heads

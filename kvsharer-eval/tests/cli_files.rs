@@ -126,7 +126,7 @@ fn a_folder_without_a_file_is_refused() {
     for (missing, expected) in [
         ("config.json", "config.json: No such file"),
         ("model.safetensors", "safetensors"),
-        ("tokenizer.json", "has no tokenizer: put its tokenizer.json into the folder"),
+        ("tokenizer.json", "has no tokenizer: put its tokenizer.json or tokenizer.model into the folder"),
     ] {
         let model = hugging_face();
         std::fs::remove_file(model.path().join(missing)).expect("it was there");
@@ -174,8 +174,8 @@ fn a_folder_whose_configuration_does_not_fit_is_refused() {
         ("vocab_size", json!(97), "expected [97, 32]"),
         ("vocab_size", json!(u64::MAX), "config"),
         ("hidden_act", json!("relu"), "`hidden_act` = "),
-        ("attention_bias", json!(true), "`attention_bias` = "),
-        ("rope_parameters", json!({ "rope_type": "yarn", "rope_theta": 1e4 }), "yarn"),
+        ("attention_bias", json!(true), "q_proj.bias"),
+        ("rope_parameters", json!({ "rope_type": "longrope", "rope_theta": 1e4 }), "longrope"),
         ("rms_norm_eps", json!("small"), "`rms_norm_eps`"),
     ] {
         let model = hugging_face();
@@ -242,7 +242,10 @@ fn a_broken_tokenizer_is_refused() {
 #[test]
 fn a_tokenizer_of_another_model_is_refused() {
     for (vocab, expected) in [
-        (json!({ "a": 0, "b": 96, "c": 1, "d": 2 }), "token id 96 is outside the vocabulary of 96"),
+        (
+            json!({ "a": 0, "b": 96, "c": 1, "d": 2 }),
+            "token \"b\" has the id 96, expected less than the model's vocabulary of 96",
+        ),
         (json!({ "a": 0 }), "the BOS id 1 is not in the vocabulary of 1"),
     ] {
         let model = hugging_face();
@@ -254,21 +257,21 @@ fn a_tokenizer_of_another_model_is_refused() {
     }
 }
 
-/// Fills a tensor of 32-bit floats with NaN.
-fn fill_with_nan(model: &Path, tensor: &str) {
+/// Fills a tensor of 32-bit floats with numbers that overflow in the next product.
+fn fill_with_huge(model: &Path, tensor: &str) {
     patch_weights(model, |bytes| {
         let data = 8 + u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
         let header: Value = serde_json::from_slice(&bytes[8..data]).expect("a header");
         let at = |end: usize| data + header[tensor]["data_offsets"][end].as_u64().expect("an offset") as usize;
-        let nan = f32::NAN.to_le_bytes();
-        bytes[at(0)..at(1)].chunks_exact_mut(4).for_each(|value| value.copy_from_slice(&nan));
+        let huge = f32::MAX.to_le_bytes();
+        bytes[at(0)..at(1)].chunks_exact_mut(4).for_each(|value| value.copy_from_slice(&huge));
     });
 }
 
 #[test]
 fn weights_without_finite_probabilities_have_no_perplexity() {
     let (work, model) = (folder(), hugging_face());
-    fill_with_nan(model.path(), "model.norm.weight");
+    fill_with_huge(model.path(), "model.norm.weight");
     let text = write(work.path(), "text.txt", "a text of plain words");
     let path = model.path().to_str().expect("a UTF-8 path");
     for task in ["perplexity", "stepwise"] {
@@ -280,14 +283,14 @@ fn weights_without_finite_probabilities_have_no_perplexity() {
 #[test]
 fn weights_without_finite_probabilities_generate_nothing() {
     let model = hugging_face();
-    fill_with_nan(model.path(), "model.norm.weight");
+    fill_with_huge(model.path(), "model.norm.weight");
     generate(model.path()).fails_after_output(1, "finite");
 }
 
 #[test]
 fn weights_without_finite_distances_give_no_strategy() {
     let (work, model) = (folder(), hugging_face());
-    fill_with_nan(model.path(), "model.layers.0.input_layernorm.weight");
+    fill_with_huge(model.path(), "model.layers.0.input_layernorm.weight");
     let args = ["search", "-m", model.path().to_str().expect("a UTF-8 path"), "--share", "1", "--threshold", "-1"];
     run(work.path(), &args).fails(1, "finite");
     assert!(support::files(work.path()).is_empty());

@@ -1,6 +1,7 @@
 //! Grouped-query self-attention with rotary positions, blind to who keeps the cache.
 
 use crate::linear::Linear;
+use crate::norm::RmsNorm;
 use burn::tensor::Tensor;
 use kvsharer_core::{Attend, CacheError, LayerId, RopeTable};
 
@@ -15,6 +16,12 @@ pub struct Attention {
     pub value: Linear,
     /// `[hidden, heads * head_dim]`.
     pub output: Linear,
+    /// `[head_dim]`, of each head's queries, before they are turned.
+    pub query_norm: Option<RmsNorm>,
+    /// `[head_dim]`, of each head's keys, before they are turned.
+    pub key_norm: Option<RmsNorm>,
+    /// What scores are multiplied by beside `1 / sqrt(head_dim)`.
+    pub score_scale: f64,
     /// Channels of a head.
     pub head_dim: usize,
 }
@@ -32,8 +39,13 @@ impl Attention {
         rope: &RopeTable,
         attend: &mut A,
     ) -> Result<Tensor<3>, CacheError> {
-        let query = rope.apply(self.split_heads(self.query.forward(x.clone())));
-        let key = || rope.apply(self.split_heads(self.key.forward(x.clone())));
+        let normed = |x: Tensor<4>, norm: &Option<RmsNorm>| match norm {
+            Some(norm) => norm.forward(x),
+            None => x,
+        };
+        let query = rope.apply(normed(self.split_heads(self.query.forward(x.clone())), &self.query_norm));
+        let query = if self.score_scale == 1.0 { query } else { query * self.score_scale };
+        let key = || rope.apply(normed(self.split_heads(self.key.forward(x.clone())), &self.key_norm));
         let value = || self.split_heads(self.value.forward(x.clone()));
         let mixed = attend.attend(layer, query, key, value)?;
         let [batch, heads, tokens, dim] = mixed.dims();

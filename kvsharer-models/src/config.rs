@@ -1,7 +1,8 @@
 //! The shape of a decoder, whatever file it came from.
 
-use crate::ModelError;
-use kvsharer_core::{KvShape, ModelShape};
+use crate::mlp::Activation;
+use crate::{ModelError, RopeConfig};
+use kvsharer_core::{KvShape, LayerId, ModelShape};
 use serde::Serialize;
 
 /// Hyperparameters of a decoder-only transformer with RMS norms, rotary positions and a gated MLP.
@@ -23,14 +24,36 @@ pub struct DecoderConfig {
     pub kv_heads: usize,
     /// Channels of a head.
     pub head_dim: usize,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f64,
+    /// Rotary encoding.
+    pub rope: RopeConfig,
+    /// Rotary encoding of layers with a sliding window, if it is another one.
+    pub local_rope: Option<RopeConfig>,
+    /// Sliding window of each layer, in tokens, itself included; empty if no layer has one.
+    pub windows: Vec<Option<usize>>,
     /// Added to the mean square in every norm.
     pub norm_eps: f64,
     /// Whether the output head is the embedding.
     pub tied_head: bool,
     /// Longest text the model was trained for.
     pub max_positions: usize,
+    /// Whether the projections of queries, keys and values have biases.
+    pub qkv_bias: bool,
+    /// Whether the attention's output projection has one.
+    pub output_bias: bool,
+    /// Whether the MLP's projections have them.
+    pub mlp_bias: bool,
+    /// Whether each head's queries and keys are normalised before they are turned.
+    pub qk_norm: bool,
+    /// Whether attention and MLP are followed by a norm as well, before the residual.
+    pub post_norms: bool,
+    /// Whether norm weights stay in f32 and are applied before the result is rounded to the model's dtype.
+    pub full_norms: bool,
+    /// What the MLP's gate goes through.
+    pub activation: Activation,
+    /// What embeddings are multiplied by.
+    pub embedding_scale: f64,
+    /// What scores are multiplied by beside `1 / sqrt(head_dim)` and the scale of the rotary encoding.
+    pub score_scale: f64,
 }
 
 impl DecoderConfig {
@@ -64,8 +87,23 @@ impl DecoderConfig {
         if !self.head_dim.is_multiple_of(2) {
             return bad("head dimension", self.head_dim.to_string(), "is even, for rotary positions");
         }
-        if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
-            return bad("rope theta", self.rope_theta.to_string(), "is positive");
+        let ropes = [Some(&self.rope), self.local_rope.as_ref()].into_iter().flatten();
+        for rope in ropes {
+            if let Some((field, found, rule)) = rope.flaw(self.head_dim) {
+                return bad(field, found, rule);
+            }
+        }
+        if !self.windows.is_empty() && self.windows.len() != self.layers {
+            let found = format!("{} for {} layers", self.windows.len(), self.layers);
+            return bad("number of sliding windows", found, "is that of the layers");
+        }
+        if self.windows.contains(&Some(0)) {
+            return bad("sliding window", "0".into(), "holds at least the token itself");
+        }
+        for (field, scale) in [("embedding scale", self.embedding_scale), ("score scale", self.score_scale)] {
+            if !(scale.is_finite() && scale > 0.0) {
+                return bad(field, scale.to_string(), "is positive");
+            }
         }
         if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
             return bad("norm epsilon", self.norm_eps.to_string(), "is not negative");
@@ -75,14 +113,34 @@ impl DecoderConfig {
 
     /// What a cache plan needs to know.
     pub fn shape(&self) -> ModelShape {
-        ModelShape::uniform(self.layers, KvShape::new(self.kv_heads, self.head_dim))
+        let layer = |layer| KvShape { window: self.window(layer), ..KvShape::new(self.kv_heads, self.head_dim) };
+        ModelShape::new((0..self.layers).map(|index| layer(LayerId(index))).collect())
+    }
+
+    /// The sliding window of a layer.
+    pub fn window(&self, layer: LayerId) -> Option<usize> {
+        self.windows.get(layer.0).copied().flatten()
+    }
+
+    /// The rotary encoding of a layer.
+    pub fn rope_of(&self, layer: LayerId) -> &RopeConfig {
+        match &self.local_rope {
+            Some(local) if self.window(layer).is_some() => local,
+            _ => &self.rope,
+        }
     }
 
     /// Number of weights.
     pub fn parameters(&self) -> usize {
+        let (query, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let one = |flag: bool, size: usize| if flag { size } else { 0 };
+        let biases = one(self.qkv_bias, query + 2 * kv)
+            + one(self.output_bias, self.hidden)
+            + one(self.mlp_bias, 2 * self.intermediate + self.hidden);
+        let norms = 2 * self.hidden + one(self.post_norms, 2 * self.hidden) + one(self.qk_norm, 2 * self.head_dim);
         let attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads);
         let mlp = 3 * self.hidden * self.intermediate;
         let embeddings = self.vocab * self.hidden * if self.tied_head { 1 } else { 2 };
-        embeddings + self.layers * (attention + mlp + 2 * self.hidden) + self.hidden
+        embeddings + self.layers * (attention + mlp + biases + norms) + self.hidden
     }
 }

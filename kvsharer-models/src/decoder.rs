@@ -6,7 +6,7 @@ use crate::mlp::Mlp;
 use crate::norm::RmsNorm;
 use crate::{DecoderConfig, ModelError};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use kvsharer_core::{Attend, Cache, CacheError, CacheOptions, LayerId, ModelShape, Rope, RopeTable, SearchModel};
+use kvsharer_core::{Attend, Cache, CacheError, CacheOptions, LayerId, ModelShape, RopeTable, SearchModel};
 use std::ops::Range;
 use std::sync::Mutex;
 
@@ -17,12 +17,34 @@ pub struct DecoderLayer {
     pub attention_norm: RmsNorm,
     /// The attention.
     pub attention: Attention,
+    /// Behind the attention, before the residual.
+    pub post_attention_norm: Option<RmsNorm>,
     /// Before the MLP.
     pub mlp_norm: RmsNorm,
     /// The MLP.
     pub mlp: Mlp,
-    /// Layers above this one that lost their attention: norm and MLP are left of them.
-    pub bare: Vec<(RmsNorm, Mlp)>,
+    /// Behind the MLP, before the residual.
+    pub post_mlp_norm: Option<RmsNorm>,
+    /// Layers above this one that lost their attention: what is left of them.
+    pub bare: Vec<BareLayer>,
+}
+
+/// A layer without attention.
+#[derive(Clone, Debug)]
+pub struct BareLayer {
+    /// Before the MLP.
+    pub mlp_norm: RmsNorm,
+    /// The MLP.
+    pub mlp: Mlp,
+    /// Behind the MLP, before the residual.
+    pub post_mlp_norm: Option<RmsNorm>,
+}
+
+impl BareLayer {
+    fn forward(&self, hidden: Tensor<3>) -> Tensor<3> {
+        let mixed = self.mlp.forward(self.mlp_norm.forward(hidden.clone()));
+        hidden + normed(mixed, &self.post_mlp_norm)
+    }
 }
 
 /// A decoder-only language model.
@@ -35,10 +57,13 @@ pub struct Decoder {
     layers: Vec<DecoderLayer>,
     final_norm: RmsNorm,
     head: Linear,
-    rope: Rope,
-    /// The last table made: all layers of a forward pass need the same one.
-    table: Mutex<Option<(Range<usize>, RopeTable)>>,
+    /// The last tables made, of the layers without and with a rotary encoding of their own: all layers of a forward
+    /// pass need the same ones.
+    tables: Mutex<[Option<PositionTable>; 2]>,
 }
+
+/// A table, and the positions it is for.
+type PositionTable = (Range<usize>, RopeTable);
 
 impl Decoder {
     /// Puts a decoder together; shapes are those of `config`.
@@ -53,13 +78,12 @@ impl Decoder {
     ) -> Self {
         Self {
             shape: config.shape(),
-            rope: Rope::new(config.head_dim, config.rope_theta),
             head: Linear::new(head.unwrap_or_else(|| embedding.clone())),
             embedding,
             layers,
             final_norm,
             config,
-            table: Mutex::new(None),
+            tables: Mutex::default(),
         }
     }
 
@@ -77,8 +101,7 @@ impl Decoder {
             layers,
             final_norm: self.final_norm.clone(),
             head: self.head.clone(),
-            rope: self.rope.clone(),
-            table: Mutex::new(None),
+            tables: Mutex::default(),
         }
     }
 
@@ -92,9 +115,12 @@ impl Decoder {
         self.embedding.dtype()
     }
 
-    /// Options for a cache that fits this model.
+    /// Options for a cache that fits this model. Its rotary encoding is that of the layers without a sliding window,
+    /// the only ones whose keys policies may turn further; there is none if it changes with the length of the text.
     pub fn cache_options(&self, batch: usize, tokens: usize) -> CacheOptions {
-        CacheOptions { batch, tokens, prompt: None, dtype: self.dtype(), rope: Some(self.rope.clone()) }
+        let rope = &self.config.rope;
+        let rope = (!rope.is_dynamic()).then(|| rope.rope(self.config.head_dim, 0));
+        CacheOptions { batch, tokens, prompt: None, dtype: self.dtype(), rope }
     }
 
     /// Runs new tokens, one row a sequence, through all layers and the final norm.
@@ -155,13 +181,16 @@ impl Decoder {
         self.head.forward(hidden)
     }
 
-    fn rope_table(&self, positions: Range<usize>) -> RopeTable {
+    fn rope_table(&self, layer: LayerId, positions: Range<usize>) -> RopeTable {
+        let rope = self.config.rope_of(layer);
+        let local = self.config.local_rope.as_ref() == Some(rope);
         // A poisoned lock only means that a panic elsewhere interrupted a refresh; the value is replaced as a whole.
-        let mut last = self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        match &*last {
+        let mut tables = self.tables.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let last = &mut tables[usize::from(local)];
+        match last {
             Some((range, table)) if *range == positions => table.clone(),
             _ => {
-                let table = self.rope.table(positions.clone(), &self.device());
+                let table = rope.rope(self.config.head_dim, positions.end).table(positions.clone(), &self.device());
                 *last = Some((positions, table.clone()));
                 table
             }
@@ -181,23 +210,37 @@ impl SearchModel for Decoder {
     fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
         let [batch, length] = tokens.dims();
         let rows = self.embedding.clone().select(0, tokens.reshape([batch * length]));
-        rows.reshape([batch, length, self.config.hidden])
+        let rows = rows.reshape([batch, length, self.config.hidden]);
+        if self.config.embedding_scale == 1.0 { rows } else { rows * self.config.embedding_scale }
     }
 
     fn layer<A: Attend>(&self, layer: LayerId, hidden: Tensor<3>, attention: &mut A) -> Result<Tensor<3>, CacheError> {
-        let DecoderLayer { attention_norm, attention: projections, mlp_norm, mlp, bare } = &self.layers[layer.0];
-        let rope = self.rope_table(attention.positions());
-        let mixed = projections.forward(layer, attention_norm.forward(hidden.clone()), &rope, attention)?;
-        let hidden = hidden + mixed;
-        let hidden = hidden.clone() + mlp.forward(mlp_norm.forward(hidden));
-        Ok(bare.iter().fold(hidden, |hidden, (norm, mlp)| hidden.clone() + mlp.forward(norm.forward(hidden))))
+        let own = &self.layers[layer.0];
+        let rope = self.rope_table(layer, attention.positions());
+        let mixed = own.attention.forward(layer, own.attention_norm.forward(hidden.clone()), &rope, attention)?;
+        let hidden = hidden + normed(mixed, &own.post_attention_norm);
+        let mixed = own.mlp.forward(own.mlp_norm.forward(hidden.clone()));
+        let hidden = hidden + normed(mixed, &own.post_mlp_norm);
+        Ok(own.bare.iter().fold(hidden, |hidden, bare| bare.forward(hidden)))
     }
 
     fn final_norm(&self, hidden: Tensor<3>) -> Tensor<3> {
         self.final_norm.forward(hidden)
     }
 
+    /// Query norms stand between the projection and the turn.
+    fn turns_fold(&self) -> bool {
+        self.layers.iter().all(|layer| layer.attention.query_norm.is_none())
+    }
+
     fn logits(&self, hidden: Tensor<2>) -> Option<Tensor<2>> {
         Some(self.head.forward(hidden.unsqueeze()).squeeze_dim(0))
+    }
+}
+
+fn normed(x: Tensor<3>, norm: &Option<RmsNorm>) -> Tensor<3> {
+    match norm {
+        Some(norm) => norm.forward(x),
+        None => x,
     }
 }

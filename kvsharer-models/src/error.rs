@@ -98,6 +98,12 @@ pub enum ModelError {
         /// Layers of the model.
         layers: usize,
     },
+    /// A strategy's fitted map that this model cannot take in.
+    #[error("layer {layer} has a query norm, behind which turned keys cannot be folded: search this model again")]
+    TurnBehindNorm {
+        /// The layer.
+        layer: usize,
+    },
     /// A sampling option out of range.
     #[error("{option} = {found} is out of range: it {rule}")]
     BadSampling {

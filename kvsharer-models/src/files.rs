@@ -2,15 +2,15 @@
 
 use crate::attention::Attention;
 use crate::decoder::{Decoder, DecoderLayer};
-use crate::family::{Family, Format, HfConfig, Part, families};
-use crate::import::{GgufFile, ModelTokenizer, SafetensorsFolder, TensorSource, load_shaped};
+use crate::family::{Family, Format, Fused, HfConfig, Part, families};
+use crate::import::{AddedPiece, GgufFile, ModelTokenizer, SafetensorsFolder, TensorSource, load_shaped};
 use crate::linear::Linear;
 use crate::mlp::Mlp;
 use crate::norm::RmsNorm;
 use crate::random::RandomWeights;
 use crate::{DecoderConfig, ModelError};
 use burn::tensor::{DType, Device, Tensor};
-use kvsharer_core::{Fingerprint, ModelShape, hex};
+use kvsharer_core::{Fingerprint, LayerId, ModelShape, hex};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -125,14 +125,18 @@ impl ModelFiles {
     /// # Errors
     /// [`ModelError::NoTokenizer`] for random weights and folders without tokenizer.json.
     pub fn tokenizer(&self) -> Result<ModelTokenizer, ModelError> {
-        match &self.weights {
-            Weights::Gguf(file, _) => Ok(ModelTokenizer::from_gguf(file)?),
-            Weights::HuggingFace(folder, _) => folder_tokenizer(folder.path(), &self.name),
-            Weights::Random(_) => Err(ModelError::NoTokenizer {
-                name: self.name.clone(),
-                remedy: "random weights are for speed and memory only, take a real model for text",
-            }),
-        }
+        let tokenizer = match &self.weights {
+            Weights::Gguf(file, _) => ModelTokenizer::from_gguf(file)?,
+            Weights::HuggingFace(folder, _) => folder_tokenizer(folder.path(), &self.name)?,
+            Weights::Random(_) => {
+                return Err(ModelError::NoTokenizer {
+                    name: self.name.clone(),
+                    remedy: "random weights are for speed and memory only, take a real model for text",
+                });
+            }
+        };
+        tokenizer.check_fits(self.config.vocab)?;
+        Ok(tokenizer)
     }
 
     /// Loads the weights, one tensor at a time, onto `device` as `dtype`.
@@ -146,25 +150,43 @@ impl ModelFiles {
             random.start(device);
         }
         let layer = |l: usize| -> Result<DecoderLayer, ModelError> {
-            let linear = |part| Ok::<_, ModelError>(Linear::new(loader.tensor::<2>(part)?));
-            let norm = |part| Ok::<_, ModelError>(RmsNorm::new(loader.tensor::<1>(part)?, config.norm_eps));
+            let linear = |weight, bias: Option<Part>| -> Result<Linear, ModelError> {
+                let linear = Linear::new(loader.tensor::<2>(weight)?);
+                Ok(match bias {
+                    Some(bias) => linear.with_bias(loader.tensor::<1>(bias)?),
+                    None => linear,
+                })
+            };
+            let norm = |part| loader.norm(part);
+            let norm_if = |there: bool, part| there.then(|| norm(part)).transpose();
+            let (qkv, mlp) = (config.qkv_bias, config.mlp_bias);
             Ok(DecoderLayer {
                 bare: Vec::new(),
                 attention_norm: norm(Part::AttentionNorm(l))?,
                 attention: Attention {
-                    query: linear(Part::Query(l))?,
-                    key: linear(Part::Key(l))?,
-                    value: linear(Part::Value(l))?,
-                    output: linear(Part::Output(l))?,
+                    query: linear(Part::Query(l), qkv.then_some(Part::QueryBias(l)))?,
+                    key: linear(Part::Key(l), qkv.then_some(Part::KeyBias(l)))?,
+                    value: linear(Part::Value(l), qkv.then_some(Part::ValueBias(l)))?,
+                    output: linear(Part::Output(l), config.output_bias.then_some(Part::OutputBias(l)))?,
+                    query_norm: norm_if(config.qk_norm, Part::QueryNorm(l))?,
+                    key_norm: norm_if(config.qk_norm, Part::KeyNorm(l))?,
+                    score_scale: config.score_scale * config.rope_of(LayerId(l)).score_scale(),
                     head_dim: config.head_dim,
                 },
+                post_attention_norm: norm_if(config.post_norms, Part::PostAttentionNorm(l))?,
                 mlp_norm: norm(Part::MlpNorm(l))?,
-                mlp: Mlp { gate: linear(Part::Gate(l))?, up: linear(Part::Up(l))?, down: linear(Part::Down(l))? },
+                mlp: Mlp {
+                    gate: linear(Part::Gate(l), mlp.then_some(Part::GateBias(l)))?,
+                    up: linear(Part::Up(l), mlp.then_some(Part::UpBias(l)))?,
+                    down: linear(Part::Down(l), mlp.then_some(Part::DownBias(l)))?,
+                    activation: config.activation,
+                },
+                post_mlp_norm: norm_if(config.post_norms, Part::PostMlpNorm(l))?,
             })
         };
         let embedding = loader.tensor::<2>(Part::Embedding)?;
         let layers = (0..config.layers).map(layer).collect::<Result<Vec<_>, _>>()?;
-        let final_norm = RmsNorm::new(loader.tensor::<1>(Part::FinalNorm)?, config.norm_eps);
+        let final_norm = loader.norm(Part::FinalNorm)?;
         let head = if config.tied_head { None } else { Some(loader.tensor::<2>(Part::Head)?) };
         Ok(Decoder::new(config.clone(), embedding, layers, final_norm, head))
     }
@@ -178,16 +200,37 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn tensor<const D: usize>(&self, part: Part) -> Result<Tensor<D>, ModelError> {
+        self.tensor_as(part, self.dtype)
+    }
+
+    /// A norm, whose weight may stay in f32.
+    fn norm(&self, part: Part) -> Result<RmsNorm, ModelError> {
+        let config = &self.files.config;
+        let dtype = if config.full_norms { DType::F32 } else { self.dtype };
+        Ok(RmsNorm::new(self.tensor_as::<1>(part, dtype)?, config.norm_eps))
+    }
+
+    fn tensor_as<const D: usize>(&self, part: Part, dtype: DType) -> Result<Tensor<D>, ModelError> {
         let config = &self.files.config;
         let shape = part.shape(config);
         let (source, format, family): (&dyn TensorSource, _, _) = match &self.files.weights {
-            Weights::Random(random) => return Ok(random.tensor(part, config, self.device, self.dtype)),
+            Weights::Random(random) => return Ok(random.tensor(part, config, self.device, dtype)),
             Weights::Gguf(file, family) => (&**file, Format::Gguf, family),
             Weights::HuggingFace(folder, family) => (&**folder, Format::HuggingFace, family),
         };
-        let data = load_shaped(source, &family.tensor_name(format, part), &shape)?;
-        let tensor = Tensor::<D>::from_data(data, (self.device, self.dtype));
-        Ok(if family.interleaved(format, part) { half_split(tensor, config.head_dim) } else { tensor })
+        let fused = family.fused(format, part, config);
+        let mut stored = shape.clone();
+        if let Some(Fused { groups, block, .. }) = fused {
+            stored[0] = groups * block * config.head_dim;
+        }
+        let data = load_shaped(source, &family.tensor_name(format, part), &stored)?;
+        let tensor = Tensor::<D>::from_data(data, (self.device, dtype));
+        let tensor = match fused {
+            Some(fused) => apart(tensor, &fused, &shape, config.head_dim),
+            None => tensor,
+        };
+        let tensor = if family.interleaved(format, part) { half_split(tensor, config.head_dim) } else { tensor };
+        Ok(if family.less_one(format, part) { tensor + 1.0 } else { tensor })
     }
 }
 
@@ -197,6 +240,14 @@ fn half_split<const D: usize>(tensor: Tensor<D>, head_dim: usize) -> Tensor<D> {
     let (rows, columns) = (shape[0], shape[1..].iter().product::<usize>());
     let pairs = tensor.reshape([rows / head_dim, head_dim / 2, 2, columns]);
     pairs.swap_dims(1, 2).reshape(shape)
+}
+
+/// The rows of one part of a tensor that holds several, brought to `shape`.
+fn apart<const D: usize>(tensor: Tensor<D>, fused: &Fused, shape: &[usize], head_dim: usize) -> Tensor<D> {
+    let columns = shape[1..].iter().product::<usize>();
+    let groups = tensor.reshape([fused.groups, fused.block * head_dim, columns]);
+    let rows = groups.slice_dim(1, fused.take.start * head_dim..fused.take.end * head_dim);
+    rows.reshape::<D, _>(<[usize; D]>::try_from(shape).unwrap_or([0; D]))
 }
 
 fn find(
@@ -226,24 +277,43 @@ fn read_json(path: &Path) -> Result<Map<String, Value>, ModelError> {
     serde_json::from_slice(&text).map_err(|error| problem(format!("is no JSON object ({error})")))
 }
 
-/// tokenizer.json with the special tokens of generation_config.json, or else config.json.
+/// tokenizer.json, or else tokenizer.model, with the special tokens of generation_config.json, or else config.json.
 fn folder_tokenizer(folder: &Path, name: &str) -> Result<ModelTokenizer, ModelError> {
-    let path = folder.join("tokenizer.json");
-    if !path.is_file() {
-        return Err(ModelError::NoTokenizer { name: name.into(), remedy: "put its tokenizer.json into the folder" });
-    }
+    let (path, pieces) = (folder.join("tokenizer.json"), folder.join("tokenizer.model"));
+    let own = folder.join("tokenizer_config.json");
+    let own = if own.is_file() { read_json(&own)? } else { Map::new() };
+    let tokenizer = if path.is_file() {
+        ModelTokenizer::from_file(&path)?
+    } else if pieces.is_file() {
+        ModelTokenizer::from_sentencepiece(&pieces, &added_pieces(&own))?
+    } else {
+        let remedy = "put its tokenizer.json or tokenizer.model into the folder";
+        return Err(ModelError::NoTokenizer { name: name.into(), remedy });
+    };
+    let mut settings = read_json(&folder.join("config.json"))?;
     let generation = folder.join("generation_config.json");
-    let settings = read_json(&if generation.is_file() { generation } else { folder.join("config.json") })?;
+    if generation.is_file() {
+        // It goes before config.json, setting by setting.
+        settings.extend(read_json(&generation)?.into_iter().filter(|(_, value)| !value.is_null()));
+    }
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
     let eos = match settings.get("eos_token_id") {
         Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
         Some(value) => id(value).into_iter().collect(),
         None => Vec::new(),
     };
-    let tokenizer = ModelTokenizer::from_file(&path)?;
-    let own = folder.join("tokenizer_config.json");
-    let adds = if own.is_file() { read_json(&own)?.get("add_bos_token").and_then(Value::as_bool) } else { None };
-    let adds = adds.unwrap_or(tokenizer.adds_bos());
+    let adds = own.get("add_bos_token").and_then(Value::as_bool).unwrap_or(tokenizer.adds_bos());
     let bos = settings.get("bos_token_id").and_then(id).or(tokenizer.bos());
     Ok(tokenizer.with_special(bos, eos, adds)?)
+}
+
+/// The tokens that tokenizer_config.json has beside a tokenizer.model.
+fn added_pieces(config: &Map<String, Value>) -> Vec<AddedPiece> {
+    let entries = config.get("added_tokens_decoder").and_then(Value::as_object).into_iter().flatten();
+    let piece = |(id, token): (&String, &Value)| {
+        let text = token.get("content")?.as_str()?.to_owned();
+        let special = token.get("special").and_then(Value::as_bool).unwrap_or(false);
+        Some(AddedPiece { id: id.parse().ok()?, text, special })
+    };
+    entries.filter_map(piece).collect()
 }

@@ -2,7 +2,7 @@
 
 use crate::attention::Attention;
 use crate::linear::Linear;
-use crate::{Decoder, DecoderLayer, ModelError};
+use crate::{BareLayer, Decoder, DecoderLayer, ModelError};
 use burn::tensor::{DType, Tensor};
 use kvsharer_core::{Adapter, LayerId, Mix, ModelShape, SearchModel, Turn, inverse};
 use std::collections::BTreeMap;
@@ -12,12 +12,16 @@ impl Decoder {
     /// changes. The result is to be run with the sharing map that the maps were fitted for.
     ///
     /// # Errors
-    /// [`ModelError::UnknownLayer`] for a layer that the model lacks.
+    /// [`ModelError::UnknownLayer`] for a layer that the model lacks, [`ModelError::TurnBehindNorm`] for turned keys in
+    /// a model whose queries have a norm between the projection and the attention.
     pub fn folded(&self, adapters: &BTreeMap<LayerId, Adapter>) -> Result<Self, ModelError> {
         let mut layers = self.layers().to_vec();
         for (&layer, adapter) in adapters {
             let count = layers.len();
             let found = layers.get_mut(layer.0).ok_or(ModelError::UnknownLayer { layer: layer.0, layers: count })?;
+            if adapter.turn.is_some() && found.attention.query_norm.is_some() {
+                return Err(ModelError::TurnBehindNorm { layer: layer.0 });
+            }
             found.attention = found.attention.folded(adapter);
         }
         Ok(self.with_layers(layers, self.shape().clone()))
@@ -37,8 +41,9 @@ impl Decoder {
         for ((index, layer), &shape) in self.layers().iter().enumerate().zip(self.shape().layers()) {
             match layers.last_mut().filter(|_| dropped.contains(&LayerId(index))) {
                 Some(below) => {
-                    below.bare.push((layer.mlp_norm.clone(), layer.mlp.clone()));
-                    below.bare.extend(layer.bare.iter().cloned());
+                    let DecoderLayer { mlp_norm, mlp, post_mlp_norm, bare, .. } = layer.clone();
+                    below.bare.push(BareLayer { mlp_norm, mlp, post_mlp_norm });
+                    below.bare.extend(bare);
                 }
                 None => {
                     layers.push(layer.clone());

@@ -1,9 +1,32 @@
-//! The gated MLP (SwiGLU, arXiv 2002.05202).
+//! The gated MLP (SwiGLU and GeGLU, arXiv 2002.05202).
 
 use crate::linear::Linear;
-use burn::tensor::{Tensor, activation::silu};
+use burn::tensor::{
+    Tensor,
+    activation::{gelu_approximate, silu},
+};
+use serde::Serialize;
 
-/// `down(silu(gate(x)) * up(x))`.
+/// What the gate goes through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    #[default]
+    Silu,
+    /// GELU in its tanh approximation.
+    GeluTanh,
+}
+
+impl Activation {
+    fn forward(self, x: Tensor<3>) -> Tensor<3> {
+        match self {
+            Activation::Silu => silu(x),
+            Activation::GeluTanh => gelu_approximate(x),
+        }
+    }
+}
+
+/// `down(activation(gate(x)) * up(x))`.
 #[derive(Clone, Debug)]
 pub struct Mlp {
     /// `[intermediate, hidden]`.
@@ -12,12 +35,14 @@ pub struct Mlp {
     pub up: Linear,
     /// `[hidden, intermediate]`.
     pub down: Linear,
+    /// What the gate goes through.
+    pub activation: Activation,
 }
 
 impl Mlp {
     /// # Shapes
     /// `[batch, token, hidden]` to the same.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.down.forward(silu(self.gate.forward(x.clone())) * self.up.forward(x))
+        self.down.forward(self.activation.forward(self.gate.forward(x.clone())) * self.up.forward(x))
     }
 }

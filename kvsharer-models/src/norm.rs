@@ -16,7 +16,8 @@ impl RmsNorm {
         Self { weight, eps }
     }
 
-    /// `x / sqrt(mean(x^2) + eps) * weight`, the division in f32 as Hugging Face has it.
+    /// `x / sqrt(mean(x^2) + eps) * weight`, the division in f32 as Hugging Face has it. A weight in f32 is applied
+    /// before the result is rounded to the dtype of `x`, another one after it.
     ///
     /// # Shapes
     /// `x` and result: `[.., hidden]`.
@@ -24,6 +25,9 @@ impl RmsNorm {
         let dtype = x.dtype();
         let x = x.cast(DType::F32);
         let scale = (x.clone().square().mean_dim(D - 1) + self.eps).sqrt().recip();
-        (x * scale).cast(dtype) * self.weight.clone().unsqueeze()
+        match self.weight.dtype() {
+            DType::F32 => (x * scale * self.weight.clone().unsqueeze()).cast(dtype),
+            _ => (x * scale).cast(dtype) * self.weight.clone().unsqueeze(),
+        }
     }
 }

@@ -67,7 +67,7 @@ fn a_model_file_gives_tensors_and_metadata() {
         let info = file.info(name).unwrap();
         let data = load_shaped(&file, name, &info.shape).unwrap();
         let values: Vec<f32> = data.try_to_vec_as().unwrap();
-        assert_eq!(values, dequantize(&info.dtype, file.raw(name).unwrap()).unwrap(), "{name}");
+        assert_eq!(values, dequantize(&info.dtype, &file.raw(name).unwrap()).unwrap(), "{name}");
         assert!(values.iter().all(|value| value.is_finite()), "{name}");
     }
 }

@@ -33,7 +33,7 @@ fn a_folder_with_one_file_is_read() {
     for name in names {
         let info = folder.info(name).unwrap();
         let data = load_shaped(&folder, name, &info.shape).unwrap();
-        assert_eq!(data.as_bytes(), folder.raw(name).unwrap(), "{name}");
+        assert_eq!(data.as_bytes(), &*folder.raw(name).unwrap(), "{name}");
     }
     let file = open(&fixture("tiny_llama_tied/model.safetensors")).unwrap();
     assert_eq!(file.names(), folder.names());
@@ -50,7 +50,7 @@ fn shards_are_read_through_their_index() {
         assert_eq!(folder.info(name).unwrap().dtype, SourceDtype::BF16, "{name}");
         let data = folder.load(name).unwrap();
         assert_eq!(data.dtype(), DType::BF16);
-        assert_eq!(data.as_bytes(), folder.raw(name).unwrap(), "{name}");
+        assert_eq!(data.as_bytes(), &*folder.raw(name).unwrap(), "{name}");
         bytes += data.as_bytes().len();
     }
     assert_eq!(index["metadata"]["total_size"].as_u64(), Some(bytes as u64));
@@ -62,7 +62,7 @@ fn values_come_from_the_right_shard() {
     let source = open(folder.path()).unwrap();
     assert_eq!(source.load("a").unwrap().try_to_vec_as::<f32>().unwrap(), [1.0]);
     assert_eq!(source.load("b").unwrap().try_to_vec_as::<f32>().unwrap(), [1.0, 2.0]);
-    assert_eq!(source.raw("c").unwrap(), [1, 2, 3]);
+    assert_eq!(*source.raw("c").unwrap(), [1, 2, 3]);
     let message = source.load("c").unwrap_err().to_string();
     assert!(message.contains("\"c\"") && message.contains("I8"), "{message}");
     assert!(matches!(source.load("d"), Err(ImportError::MissingTensor { .. })));
@@ -84,7 +84,8 @@ fn an_index_cannot_reach_outside_its_folder() {
 #[test]
 fn an_index_must_agree_with_its_shards() {
     let absent = sharded(json!({"a": "1.safetensors", "b": "3.safetensors"}));
-    assert!(matches!(open(absent.path()), Err(ImportError::Io { path, .. }) if path.ends_with("3.safetensors")));
+    assert!(matches!(open(absent.path()), Err(ImportError::MissingShard { shard, tensor, .. })
+        if shard.ends_with("3.safetensors") && tensor == "b"));
     let elsewhere = sharded(json!({"a": "2.safetensors"}));
     assert!(matches!(open(elsewhere.path()), Err(ImportError::MissingTensor { name, .. }) if name == "a"));
     for weight_map in [json!(7), json!({"a": 1}), json!(null)] {
@@ -105,6 +106,23 @@ fn a_file_cut_or_extended_anywhere_is_refused() {
     }
     std::fs::write(&path, [&bytes[..], &[0]].concat()).unwrap();
     assert!(matches!(open(&path), Err(ImportError::Broken { fault: Fault::Safetensors(_), .. })));
+}
+
+#[test]
+fn a_shard_changed_while_the_folder_is_open_is_refused() {
+    let folder = sharded(json!({"a": "1.safetensors", "b": "2.safetensors"}));
+    let source = open(folder.path()).unwrap();
+    source.load("b").unwrap();
+    std::fs::write(folder.path().join("1.safetensors"), [0; 9]).unwrap();
+    let error = source.load("a").unwrap_err();
+    assert!(
+        matches!(&error, ImportError::Broken { path, fault: Fault::WrongSize { found: 9, .. }, .. }
+        if path.ends_with("1.safetensors")),
+        "{error}"
+    );
+    std::fs::remove_file(folder.path().join("1.safetensors")).unwrap();
+    assert!(matches!(source.load("a"), Err(ImportError::Io { .. })));
+    source.load("b").unwrap();
 }
 
 #[test]

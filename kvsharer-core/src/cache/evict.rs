@@ -19,6 +19,10 @@ impl Cache<'_> {
             pass: pass.len(),
             prompt: self.prompt,
             padding: &self.padding,
+            visible_from: group.window.map_or(0, |window| {
+                let next = if incoming > 0 { pass.start } else { pass.end };
+                (next + 1).saturating_sub(window)
+            }),
             tokens: cells.tokens([self.options.batch, group.kv_heads], &self.device),
         };
         self.stack.member_mut(evictor).evict(group, &state)
@@ -135,6 +139,11 @@ impl Cache<'_> {
             return Ok(());
         };
         self.note(id, &place);
+        if self.groups[id.0].in_flight && self.plan.group(id).window.is_some() {
+            // What no later token sees need not land.
+            self.slide(id, pass.end)?;
+            self.close(id)?;
+        }
         for evictor in self.plan.group(id).evictors.clone() {
             let eviction = self.ask(id, evictor, &pass, 0);
             self.carry_out(id, evictor, eviction)?;
@@ -146,7 +155,7 @@ impl Cache<'_> {
         let (cells, capacity) = (&self.groups[id.0], self.capacity(id));
         if cells.cells > capacity {
             let what = format!("leaves {} tokens where it asked for {capacity} cells", cells.len());
-            return Err(self.bad_eviction(id, group.evictors[0], what));
+            return Err(self.bad_eviction(id, group.evictors.first().copied().unwrap_or(usize::MAX), what));
         }
         if cells.in_flight {
             for &slot in &group.slots {
@@ -216,7 +225,7 @@ impl Cache<'_> {
     }
 
     fn bad_eviction(&self, id: GroupId, evictor: usize, what: String) -> CacheError {
-        let policy = self.stack.members().nth(evictor).map_or_else(String::new, |policy| policy.name());
+        let policy = self.stack.members().nth(evictor).map_or_else(|| "window".into(), |policy| policy.name());
         CacheError::BadEviction { layer: self.plan.group(id).first(), policy, what }
     }
 }

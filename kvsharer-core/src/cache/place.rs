@@ -12,7 +12,7 @@ impl Cache<'_> {
     /// a full cache moves no data.
     pub(super) fn make_room(&mut self, id: GroupId, pass: &Range<usize>) -> Result<(), CacheError> {
         let tokens = pass.len();
-        let mut freed = Vec::new();
+        let mut freed = self.slide(id, pass.start)?;
         for evictor in self.plan.group(id).evictors.clone() {
             match self.ask(id, evictor, pass, tokens) {
                 Eviction::Span { start, end } if self.groups[id.0].is_uniform() => {

@@ -1,43 +1,66 @@
 //! What a layer reads: keys where they are to stand, and the cells it may look at.
 
 use super::Cache;
-use crate::attend::Hidden;
-use crate::{CacheError, EvidenceKind, GroupId, Positions, Storage, axis};
-use burn::tensor::{Bool, Tensor, TensorData};
+use crate::attend::{Hidden, Window};
+use crate::cache::group::{KeptTokens, Place};
+use crate::{CacheError, EvidenceKind, GroupId, PADDING, Positions, Storage, axis};
+use burn::tensor::{Int, Tensor, TensorData};
 
 impl Cache<'_> {
-    /// Cells of a group that nobody may look at, fresh ones included; `None` if there are none.
+    /// Positions of a group's cells, fresh ones included, if there are cells nobody may look at, or those that a
+    /// window hides differ by row and head; `None` if not.
     pub(super) fn hidden(&mut self, id: GroupId) -> Option<Hidden> {
-        if self.plan.evicts() {
-            return self.hidden_cells(id).map(Hidden::new);
+        let windowed = self.plan.groups().iter().any(|group| group.window.is_some());
+        if self.plan.evicts() || windowed {
+            return self.hidden_cells(id);
         }
         // Nothing but padding: the same for all groups of one shape.
         let key = (self.plan.group(id).kv_heads, self.groups[id.0].width);
         if let Some(hidden) = self.padded.get(&key) {
             return Some(hidden.clone());
         }
-        let hidden = Hidden::everywhere(self.hidden_cells(id)?);
+        let hidden = Hidden { everywhere: true, ..self.hidden_cells(id)? };
         self.padded.insert(key, hidden.clone());
         Some(hidden)
     }
 
-    fn hidden_cells(&self, id: GroupId) -> Option<Tensor<3, Bool>> {
+    fn hidden_cells(&self, id: GroupId) -> Option<Hidden> {
         let cells = &self.groups[id.0];
         let [batch, heads] = [self.options.batch, self.plan.group(id).kv_heads];
-        if cells.empty == 0 && self.padding.is_empty() {
+        let window = self.plan.group(id).window;
+        let slides_by_head = window.is_some() && !cells.is_uniform();
+        if cells.empty == 0 && self.padding.is_empty() && !slides_by_head {
             return None;
         }
-        let old = (cells.cells > 0).then(|| self.tokens(id).positions(cells.cells).lower_elem(0));
+        let start = self.positions.start;
+        let old = (cells.cells > 0).then(|| self.tokens(id).positions(cells.cells));
         let appended = cells.width - cells.cells;
         let new = (appended > 0).then(|| {
-            let first_pass = self.positions.start == 0;
-            let pad = |row: usize| if first_pass { self.padding.get(row).copied().unwrap_or(0) } else { 0 };
-            let hidden: Vec<bool> = (0..batch).flat_map(|row| (0..appended).map(move |i| i < pad(row))).collect();
-            let hidden = TensorData::new(hidden, [batch, 1, appended]);
-            Tensor::<3, Bool>::from_data(hidden, &self.device).expand([batch, heads, appended])
+            let pad = |row: usize| if start == 0 { self.padding.get(row).copied().unwrap_or(0) } else { 0 };
+            let position = |row, i| if i < pad(row) { PADDING } else { (start + i) as i64 };
+            let new: Vec<i64> = (0..batch).flat_map(|row| (0..appended).map(move |i| position(row, i))).collect();
+            let new = TensorData::new(new, [batch, 1, appended]);
+            Tensor::<3, Int>::from_data(new, &self.device).expand([batch, heads, appended])
         });
-        let parts: Vec<Tensor<3, Bool>> = [old, new].into_iter().flatten().collect();
-        Some(Tensor::cat(parts, 2))
+        let parts: Vec<Tensor<3, Int>> = [old, new].into_iter().flatten().collect();
+        Some(Hidden { positions: Tensor::cat(parts, 2), start, window, everywhere: false })
+    }
+
+    /// What the window of a group hides from several new tokens, where all rows and heads keep the same ones. A single
+    /// token sees all that is left: what had left its window was dropped before.
+    pub(super) fn window(&self, id: GroupId) -> Option<Window> {
+        let (size, cells) = (self.plan.group(id).window?, &self.groups[id.0]);
+        let (KeptTokens::Uniform(kept), Some(Place::Cells(_) | Place::InFlight)) = (&cells.kept, &cells.place) else {
+            return None;
+        };
+        if self.positions.len() == 1 || self.positions.end <= size {
+            return None;
+        }
+        let mut behind = vec![0; cells.cells];
+        for (&cell, &position) in cells.by_age.iter().zip(kept) {
+            behind[cell] = self.positions.start - position;
+        }
+        Some(Window::new(size, behind))
     }
 
     /// What each query of the running pass counts for in the key mass, as the evictor that asks for it says.

@@ -7,6 +7,9 @@ use crate::{
 
 /// Asks every policy of `stack` about every layer of `model`.
 pub(super) fn build(model: &ModelShape, stack: &Stack<'_>) -> Result<Plan, PlanError> {
+    if let Some(layer) = model.ids().find(|layer| model.layers()[layer.0].window == Some(0)) {
+        return Err(PlanError::EmptyWindow { layer });
+    }
     for policy in stack.members() {
         policy.check(model).map_err(|what| PlanError::Refused { policy: policy.name(), what })?;
     }
@@ -129,6 +132,7 @@ fn form_groups(layers: &[LayerSlots], slots: &mut [Slot]) -> Vec<Group> {
                 slots: Vec::new(),
                 layers: Vec::new(),
                 kv_heads: slots[index].shape.kv_heads,
+                window: slots[index].shape.window,
                 model_layers: layers.len(),
                 storage: Storage::Full,
                 budgets: Vec::new(),
@@ -196,6 +200,9 @@ fn ask_evictors(group: &mut Group, stack: &Stack<'_>) -> Result<(), PlanError> {
                 || (evidence != EvidenceKind::None && group.evidence != EvidenceKind::None));
         if clash {
             return Err(PlanError::EvictorsClash { layer: group.first(), policy: policy.name() });
+        }
+        if let (Some(window), true) = (group.window, positions != Positions::Original) {
+            return Err(PlanError::WindowedPositions { layer: group.first(), policy: policy.name(), window });
         }
         group.positions = positions;
         if evidence != EvidenceKind::None {

@@ -235,7 +235,7 @@ impl<'a, M: SearchModel> Searching<'a, M> {
     ) -> Result<Adapter, SearchError> {
         let mut adapter = Adapter { heads, ..Adapter::default() };
         draft.set_adapter(layer, adapter.clone());
-        if draft.wanted(layer).keys {
+        if draft.wanted(layer).keys && self.model.turns_fold() {
             let captured = self.capture(&self.batches, from, layer, draft)?;
             self.found.layers_run += layer.0 + 1 - from.0;
             let turn = |samples: &[Sample<'_>]| fit::turn(samples, adapter.heads.as_deref());

@@ -1,7 +1,7 @@
 //! Re-running calibration samples under a draft, from the first layer that it changes.
 
 use super::draft::Draft;
-use crate::attend::{Fresh, MaskCache, Pass, attend};
+use crate::attend::{Fresh, MaskCache, Pass, Window, attend};
 use crate::{Attend, CacheError, LayerId, ModelShape};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use std::ops::Range;
@@ -25,6 +25,11 @@ pub trait SearchModel: Sync {
 
     /// The norm after the last layer, `[batch, token, hidden]` to the same.
     fn final_norm(&self, hidden: Tensor<3>) -> Tensor<3>;
+
+    /// Whether a [`Turn`](crate::Turn) of the keys can be folded into the query projections.
+    fn turns_fold(&self) -> bool {
+        true
+    }
 
     /// Scores of the next token, `[token, hidden]` after the final norm to `[token, vocab]`; `None` if the model has
     /// no language head. Objectives over logits need it.
@@ -85,7 +90,7 @@ impl Batch {
         let tokens = TensorData::new(padded.collect::<Vec<i64>>(), [samples.len(), width]);
         let hidden = model.embed(Tensor::from_data(tokens, &model.device()));
         let (draft, below) = (Draft::default(), Run::default());
-        let mut replay = Replay::new(&draft, &below, LayerId(0), width);
+        let mut replay = Replay::new(model.shape(), &draft, &below, LayerId(0), width);
         replay.teach = teach.then(Vec::new);
         let run = Run::forward(model, hidden, LayerId(model.shape().len()), &mut replay)?;
         let teacher = replay.teach.unwrap_or_default();
@@ -101,7 +106,7 @@ impl Batch {
         layer: LayerId,
         draft: &Draft,
     ) -> Result<Run, CacheError> {
-        let mut replay = Replay::new(draft, &self.run, layer, self.width());
+        let mut replay = Replay::new(model.shape(), draft, &self.run, layer, self.width());
         Run::forward(model, self.run.inputs[layer.0].clone(), LayerId(model.shape().len()), &mut replay)
     }
 
@@ -113,7 +118,7 @@ impl Batch {
         at: LayerId,
         draft: &Draft,
     ) -> Result<Captured, CacheError> {
-        let mut replay = Replay::new(draft, &self.run, from, self.width());
+        let mut replay = Replay::new(model.shape(), draft, &self.run, from, self.width());
         replay.capture = Some(at);
         Run::forward(model, self.run.inputs[from.0].clone(), LayerId(at.0 + 1), &mut replay)?;
         replay.captured.ok_or(CacheError::OutOfTurn { layer: at })
@@ -218,6 +223,7 @@ impl Run {
 
 /// The attention of a replay: layers below `from` are read from the accepted run.
 struct Replay<'a> {
+    shape: &'a ModelShape,
     draft: &'a Draft,
     below: &'a Run,
     from: LayerId,
@@ -231,8 +237,9 @@ struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    fn new(draft: &'a Draft, below: &'a Run, from: LayerId, tokens: usize) -> Self {
+    fn new(shape: &'a ModelShape, draft: &'a Draft, below: &'a Run, from: LayerId, tokens: usize) -> Self {
         Self {
+            shape,
             draft,
             below,
             from,
@@ -284,7 +291,10 @@ impl Attend for Replay<'_> {
         let values = find(&self.values, &self.below.values, value_donor)?;
         let read_keys = capture.then(|| keys.clone());
         let query = adapter.map_or(query.clone(), |adapter| adapter.before(query));
-        let mixed = attend(query, keys, values, &Pass::new(&self.fresh), &mut self.masks).0;
+        let window = self.shape.layers()[layer.0].window.filter(|&window| window < self.fresh.len());
+        let window = window.map(|window| Window::new(window, Vec::new()));
+        let pass = Pass { window: window.as_ref(), ..Pass::new(&self.fresh) };
+        let mixed = attend(query, keys, values, &pass, &mut self.masks).0;
         if let Some(teach) = &mut self.teach {
             teach.push(mixed.clone());
         }

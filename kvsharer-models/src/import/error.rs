@@ -28,6 +28,16 @@ pub enum ImportError {
         /// What was found instead.
         why: String,
     },
+    /// A file of a sharded model is not there.
+    #[error("{} is missing: {} says that it holds tensor {tensor:?}; fetch the missing file", shard.display(), index.display())]
+    MissingShard {
+        /// The index.
+        index: PathBuf,
+        /// The file that should lie beside it.
+        shard: PathBuf,
+        /// The first of its tensors.
+        tensor: String,
+    },
     /// A length or a count in the file points beyond its end.
     #[error("{} is cut short: {what} needs {needed} bytes, {left} are left; fetch the file again", path.display())]
     Truncated {
@@ -51,8 +61,13 @@ pub enum ImportError {
         fault: Fault,
     },
     /// A tensor's element type is not one of [`SourceDtype`](super::SourceDtype).
-    #[error("tensor {tensor:?} is stored as {dtype}, which is not supported; use {}", super::SourceDtype::SUPPORTED)]
+    #[error(
+        "{}: tensor {tensor:?} is stored as {dtype}, which is not supported; use {}",
+        path.display(), super::SourceDtype::SUPPORTED
+    )]
     UnsupportedDtype {
+        /// The file.
+        path: PathBuf,
         /// The tensor.
         tensor: String,
         /// Its type, as the file has it.
@@ -68,15 +83,30 @@ pub enum ImportError {
     },
     /// A tensor's shape is not what the model's configuration says.
     #[error(
-        "tensor {name:?} has shape {found:?}, expected {expected:?}; check that weights and configuration belong together"
+        "{}: tensor {name:?} has shape {found:?}, expected {expected:?}; check that weights and configuration belong together",
+        path.display()
     )]
     WrongShape {
+        /// The file.
+        path: PathBuf,
         /// The tensor.
         name: String,
         /// The shape that the configuration asks for, row-major.
         expected: Vec<usize>,
         /// The shape in the file, row-major.
         found: Vec<usize>,
+    },
+    /// A tensor holds a value that no weight can have.
+    #[error("{}: tensor {name:?} holds {value} at element {index}, expected finite numbers; fetch the file again", path.display())]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Position of the first such value, row-major.
+        index: usize,
+        /// The value: NaN or an infinity.
+        value: f32,
     },
     /// A metadata value is absent, or of another kind than the format says.
     #[error("{}: metadata {key:?} should be {expected}, found {found}; convert the model again", path.display())]
@@ -210,9 +240,10 @@ pub enum Fault {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TokenizerFault {
-    /// A GGUF tokenizer that is not byte-level BPE.
+    /// A GGUF tokenizer of a kind that is not read.
     #[error(
-        "its model is {model:?}; only \"gpt2\" (byte-level BPE) is read from GGUF, take the model's tokenizer.json"
+        "its model is {model:?}; only \"gpt2\" (byte-level BPE) and \"llama\" (SentencePiece BPE) are read from GGUF, \
+         take the model's tokenizer.json"
     )]
     UnsupportedModel {
         /// `tokenizer.ggml.model` in the file.
@@ -233,6 +264,33 @@ pub enum TokenizerFault {
         tokens: usize,
         /// Number of types.
         types: usize,
+    },
+    /// The lists of tokens and of their scores differ in length.
+    #[error("{tokens} tokens have {scores} scores; convert the model again")]
+    ScoresDiffer {
+        /// Number of tokens.
+        tokens: usize,
+        /// Number of scores.
+        scores: usize,
+    },
+    /// A setting of a SentencePiece tokenizer that is not supported.
+    #[error("it has {what}, which is not supported; take the model's tokenizer.json")]
+    SentencePiece {
+        /// The setting.
+        what: &'static str,
+    },
+    /// A token's id is beyond the model's vocabulary.
+    #[error(
+        "token {token:?} has the id {id}, expected less than the model's vocabulary of {vocab}; take the tokenizer that \
+         belongs to the model"
+    )]
+    BeyondVocabulary {
+        /// The token.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// Rows of the model's embedding.
+        vocab: usize,
     },
     /// A token type that the format does not define.
     #[error("token {id} has the unknown type {kind}; convert the model again")]

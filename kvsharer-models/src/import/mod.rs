@@ -14,5 +14,5 @@ mod tokenizer;
 pub use error::{Fault, ImportError, TokenizerFault};
 pub use gguf::GgufFile;
 pub use safetensors::SafetensorsFolder;
-pub use source::{SourceDtype, TensorInfo, TensorSource, load_shaped};
-pub use tokenizer::{DecodeStream, ModelTokenizer};
+pub use source::{SourceDtype, TensorBytes, TensorInfo, TensorSource, load_shaped};
+pub use tokenizer::{AddedPiece, DecodeStream, ModelTokenizer};

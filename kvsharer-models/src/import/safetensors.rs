@@ -4,24 +4,36 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
 use super::mmap::MappedFile;
 use super::source::missing;
-use super::{Fault, ImportError, SourceDtype, TensorInfo, TensorSource};
+use super::{Fault, ImportError, SourceDtype, TensorBytes, TensorInfo, TensorSource};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const INDEX_END: &str = ".safetensors.index.json";
 
 /// The tensors of a safetensors file, or of all shards that an index names.
+///
+/// Only the shard read last is mapped, so that the pages of a large model do not all stay in this process.
 #[derive(Debug)]
 pub struct SafetensorsFolder {
     path: PathBuf,
-    shards: Vec<MappedFile>,
+    shards: Vec<Shard>,
     tensors: BTreeMap<String, Located>,
+    /// The shard read last.
+    open: Mutex<Option<(usize, Arc<MappedFile>)>>,
+}
+
+/// A file, and its size when its header was checked.
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    bytes: usize,
 }
 
 /// A tensor and its bytes' place.
@@ -50,7 +62,8 @@ impl SafetensorsFolder {
     /// disagree.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, ImportError> {
         let path = path.as_ref();
-        let mut folder = Self { path: path.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() };
+        let mut folder =
+            Self { path: path.to_owned(), shards: Vec::new(), tensors: BTreeMap::new(), open: Mutex::default() };
         let file = if path.is_dir() { find(path)? } else { path.to_owned() };
         if file.to_string_lossy().ends_with(INDEX_END) {
             folder.add_index(&file)?;
@@ -68,6 +81,9 @@ impl SafetensorsFolder {
                 Entry::Occupied(entry) => entry.into_mut(),
                 Entry::Vacant(entry) => {
                     let file = beside(index, entry.key())?;
+                    if !file.exists() {
+                        return Err(ImportError::MissingShard { index: index.to_owned(), shard: file, tensor: name });
+                    }
                     entry.insert((self.add_shard(&file)?, file))
                 }
             };
@@ -81,14 +97,40 @@ impl SafetensorsFolder {
     fn add_shard(&mut self, path: &Path) -> Result<BTreeMap<String, Located>, ImportError> {
         let file = MappedFile::open(path)?;
         let tensors = read_header(&file, self.shards.len())?;
-        self.shards.push(file);
+        self.shards.push(Shard { path: path.to_owned(), bytes: file.len() });
         Ok(tensors)
+    }
+
+    /// Maps a shard, unless it is the one read last.
+    fn shard(&self, index: usize) -> Result<Arc<MappedFile>, ImportError> {
+        // A poisoned lock only means that a panic elsewhere interrupted a change; the value is replaced as a whole.
+        let mut open = self.open.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some((last, file)) = &*open
+            && *last == index
+        {
+            return Ok(file.clone());
+        }
+        // The other one goes first: never two of them.
+        *open = None;
+        let shard = &self.shards[index];
+        let file = Arc::new(MappedFile::open(&shard.path)?);
+        if file.len() != shard.bytes {
+            let (path, expected, found) = (shard.path.clone(), shard.bytes as u64, file.len() as u64);
+            let place = "the file, changed since its header was read,".to_owned();
+            return Err(ImportError::Broken { path, place, fault: Fault::WrongSize { expected, found } });
+        }
+        *open = Some((index, file.clone()));
+        Ok(file)
     }
 }
 
 impl TensorSource for SafetensorsFolder {
     fn path(&self) -> &Path {
         &self.path
+    }
+
+    fn file_of(&self, name: &str) -> &Path {
+        self.tensors.get(name).map_or(&self.path, |tensor| &self.shards[tensor.shard].path)
     }
 
     fn names(&self) -> Vec<&str> {
@@ -99,9 +141,9 @@ impl TensorSource for SafetensorsFolder {
         self.tensors.get(name).map(|tensor| &tensor.info)
     }
 
-    fn raw(&self, name: &str) -> Result<&[u8], ImportError> {
+    fn raw(&self, name: &str) -> Result<TensorBytes<'_>, ImportError> {
         let tensor = self.tensors.get(name).ok_or_else(|| missing(name, &self.path))?;
-        Ok(&self.shards[tensor.shard][tensor.bytes.clone()])
+        Ok(TensorBytes::mapped(self.shard(tensor.shard)?, tensor.bytes.clone()))
     }
 }
 

@@ -1,12 +1,15 @@
 //! What a file of weights offers, whatever its format: named tensors with a shape and a type.
 
 use std::fmt;
+use std::ops::{Deref, Range};
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::TensorData;
 use half::{bf16, f16};
 
 use super::gguf::dequantize;
+use super::mmap::MappedFile;
 use super::{Fault, ImportError};
 
 /// The type that a tensor's elements are stored in.
@@ -82,12 +85,51 @@ impl TensorInfo {
     }
 }
 
+/// A tensor's bytes. They may hold their file open: drop them before the next tensor is read.
+#[derive(Debug)]
+pub struct TensorBytes<'a>(Bytes<'a>);
+
+#[derive(Debug)]
+enum Bytes<'a> {
+    Borrowed(&'a [u8]),
+    Mapped(Arc<MappedFile>, Range<usize>),
+}
+
+impl<'a> TensorBytes<'a> {
+    /// Bytes that stay where they are.
+    pub fn borrowed(bytes: &'a [u8]) -> Self {
+        Self(Bytes::Borrowed(bytes))
+    }
+
+    /// Bytes of a file that is closed with the last of them; the range must lie in the file.
+    pub(super) fn mapped(file: Arc<MappedFile>, range: Range<usize>) -> Self {
+        Self(Bytes::Mapped(file, range))
+    }
+}
+
+impl Deref for TensorBytes<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Bytes::Borrowed(bytes) => bytes,
+            Bytes::Mapped(file, range) => &file[range.clone()],
+        }
+    }
+}
+
 /// A file or a folder of named tensors.
 ///
 /// An implementer supplies the bytes; [`load`](Self::load) is the same for all.
 pub trait TensorSource: Send + Sync {
     /// The file or folder, for messages.
     fn path(&self) -> &Path;
+
+    /// The file that holds a tensor, for messages.
+    fn file_of(&self, name: &str) -> &Path {
+        let _ = name;
+        self.path()
+    }
 
     /// The names of all tensors, sorted.
     fn names(&self) -> Vec<&str>;
@@ -99,8 +141,8 @@ pub trait TensorSource: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`ImportError::MissingTensor`] if there is no such tensor.
-    fn raw(&self, name: &str) -> Result<&[u8], ImportError>;
+    /// [`ImportError::MissingTensor`] if there is no such tensor, [`ImportError::Io`] if its file cannot be opened.
+    fn raw(&self, name: &str) -> Result<TensorBytes<'_>, ImportError>;
 
     /// The tensor's values: f32, f16 and bf16 as they are, quantised types as f32.
     ///
@@ -110,17 +152,19 @@ pub trait TensorSource: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`ImportError::MissingTensor`], [`ImportError::UnsupportedDtype`], or
-    /// [`ImportError::Broken`] if shape and bytes do not fit together.
+    /// [`ImportError::MissingTensor`], [`ImportError::UnsupportedDtype`], [`ImportError::Broken`]
+    /// if shape and bytes do not fit together, or [`ImportError::NotFinite`].
     fn load(&self, name: &str) -> Result<TensorData, ImportError> {
         let info = self.info(name).ok_or_else(|| missing(name, self.path()))?;
-        let unsupported = || ImportError::UnsupportedDtype { tensor: name.to_owned(), dtype: info.dtype.to_string() };
+        let path = || self.file_of(name).to_owned();
+        let unsupported =
+            || ImportError::UnsupportedDtype { path: path(), tensor: name.to_owned(), dtype: info.dtype.to_string() };
         info.dtype.block().ok_or_else(unsupported)?;
-        let bytes = self.raw(name)?;
+        let bytes = &*self.raw(name)?;
         let expected = info.byte_count();
         if expected != Some(bytes.len()) {
             return Err(ImportError::Broken {
-                path: self.path().to_owned(),
+                path: path(),
                 place: format!("tensor {name:?}"),
                 fault: Fault::WrongSize {
                     expected: expected.map_or(u64::MAX, |n| n as u64),
@@ -129,11 +173,28 @@ pub trait TensorSource: Send + Sync {
             });
         }
         let shape = info.shape.clone();
-        Ok(match &info.dtype {
-            SourceDtype::F16 => TensorData::new(numbers(bytes, f16::from_le_bytes), shape),
-            SourceDtype::BF16 => TensorData::new(numbers(bytes, bf16::from_le_bytes), shape),
-            dtype => TensorData::new(dequantize(dtype, bytes).ok_or_else(unsupported)?, shape),
-        })
+        // Inside a model such a value would spread without a word.
+        let finite = |broken: Option<(usize, f32)>| match broken {
+            None => Ok(()),
+            Some((index, value)) => Err(ImportError::NotFinite { path: path(), name: name.to_owned(), index, value }),
+        };
+        match &info.dtype {
+            SourceDtype::F16 => {
+                let values = numbers(bytes, f16::from_le_bytes);
+                finite(first(&values, |v| !v.is_finite(), |v| v.to_f32()))?;
+                Ok(TensorData::new(values, shape))
+            }
+            SourceDtype::BF16 => {
+                let values = numbers(bytes, bf16::from_le_bytes);
+                finite(first(&values, |v| !v.is_finite(), |v| v.to_f32()))?;
+                Ok(TensorData::new(values, shape))
+            }
+            dtype => {
+                let values = dequantize(dtype, bytes).ok_or_else(unsupported)?;
+                finite(first(&values, |v| !v.is_finite(), |v| v))?;
+                Ok(TensorData::new(values, shape))
+            }
+        }
     }
 }
 
@@ -147,6 +208,7 @@ pub fn load_shaped(source: &dyn TensorSource, name: &str, shape: &[usize]) -> Re
     let info = source.info(name).ok_or_else(|| missing(name, source.path()))?;
     if info.shape != shape {
         return Err(ImportError::WrongShape {
+            path: source.file_of(name).to_owned(),
             name: name.to_owned(),
             expected: shape.to_vec(),
             found: info.shape.clone(),
@@ -158,6 +220,11 @@ pub fn load_shaped(source: &dyn TensorSource, name: &str, shape: &[usize]) -> Re
 /// The error for a tensor that is not there.
 pub(super) fn missing(name: &str, path: &Path) -> ImportError {
     ImportError::MissingTensor { name: name.to_owned(), path: path.to_owned() }
+}
+
+/// The first value that is `wrong`, and where it stands.
+fn first<T: Copy>(values: &[T], wrong: fn(T) -> bool, number: fn(T) -> f32) -> Option<(usize, f32)> {
+    values.iter().position(|&value| wrong(value)).map(|index| (index, number(values[index])))
 }
 
 /// Little-endian numbers of `N` bytes; bytes behind the last whole one are left out.
@@ -183,8 +250,8 @@ mod tests {
         fn info(&self, name: &str) -> Option<&TensorInfo> {
             (name == "w").then_some(&self.0)
         }
-        fn raw(&self, _: &str) -> Result<&[u8], ImportError> {
-            Ok(&self.1)
+        fn raw(&self, _: &str) -> Result<TensorBytes<'_>, ImportError> {
+            Ok(TensorBytes::borrowed(&self.1))
         }
     }
 
@@ -201,6 +268,19 @@ mod tests {
         assert_eq!((brain.dtype(), brain.try_to_vec_as::<f32>().unwrap()), (DType::BF16, vec![1.0]));
         let full = one(SourceDtype::F32, &[1], &1.5f32.to_le_bytes()).load("w").unwrap();
         assert_eq!(full, TensorData::from([1.5f32]));
+    }
+
+    #[test]
+    fn values_that_are_no_numbers_are_refused_with_their_place() {
+        for (dtype, bytes, place) in [
+            (SourceDtype::F32, [0, 0, 0, 0, 0, 0, 0xc0, 0x7f], 1),
+            (SourceDtype::F16, [0, 0, 0, 0x7c, 0, 0, 0, 0], 1),
+            (SourceDtype::BF16, [0, 0, 0, 0, 0, 0, 0x80, 0xff], 3),
+        ] {
+            let source = one(dtype.clone(), &[8 / dtype.block().unwrap().1], &bytes);
+            let error = source.load("w").unwrap_err();
+            assert!(matches!(error, ImportError::NotFinite { index, .. } if index == place), "{error}");
+        }
     }
 
     #[test]

@@ -91,6 +91,11 @@ impl GgufWriter {
         self.entry(key, 9, &array(5, values.len() as u64, &elements))
     }
 
+    pub(crate) fn f32s(self, key: &str, values: &[f32]) -> Self {
+        let elements: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.entry(key, 9, &array(6, values.len() as u64, &elements))
+    }
+
     /// Adds a tensor behind the ones before it; `dims` is fastest axis first.
     pub(crate) fn tensor(mut self, name: &str, dims: &[u64], kind: u32, bytes: &[u8]) -> Self {
         self.data.resize(self.data.len().next_multiple_of(self.alignment), 0);
@@ -160,4 +165,26 @@ pub(crate) fn tokenizer_fault(result: Result<ModelTokenizer, ImportError>) -> To
         ImportError::BadTokenizer { fault, .. } => fault,
         other => panic!("expected a bad tokenizer, got: {other}"),
     }
+}
+
+/// A copy of a fixture's folder.
+pub(crate) fn copy(name: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(fixture(name)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    folder
+}
+
+/// Edits a JSON file of a folder.
+pub(crate) fn edit(folder: &Path, file: &str, change: impl FnOnce(&mut serde_json::Value)) {
+    let path = folder.join(file);
+    let mut content: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut content);
+    std::fs::write(path, content.to_string()).unwrap();
+}
+
+pub(crate) fn configure(folder: &Path, field: &str, value: serde_json::Value) {
+    edit(folder, "config.json", |config| config[field] = value);
 }

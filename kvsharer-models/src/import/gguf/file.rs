@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::super::mmap::MappedFile;
 use super::super::source::missing;
-use super::super::{ImportError, TensorInfo, TensorSource};
+use super::super::{ImportError, TensorBytes, TensorInfo, TensorSource};
 use super::header::Header;
 use super::metadata::Metadata;
 
@@ -47,8 +47,8 @@ impl TensorSource for GgufFile {
         self.header.tensors.get(name).map(|tensor| &tensor.info)
     }
 
-    fn raw(&self, name: &str) -> Result<&[u8], ImportError> {
+    fn raw(&self, name: &str) -> Result<TensorBytes<'_>, ImportError> {
         let tensor = self.header.tensors.get(name).ok_or_else(|| missing(name, self.path()))?;
-        Ok(&self.file[tensor.bytes.clone()])
+        Ok(TensorBytes::borrowed(&self.file[tensor.bytes.clone()]))
     }
 }

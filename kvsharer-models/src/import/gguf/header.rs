@@ -116,8 +116,11 @@ impl Table {
             return Err(cursor.broken(&what, Fault::TooManyAxes { found: axes, limit }));
         }
         let dims: Vec<u64> = (0..axes).map(|_| cursor.u64(&what)).collect::<Result<_, _>>()?;
-        let dtype = dtype(cursor.u32(&what)?)
-            .map_err(|dtype| ImportError::UnsupportedDtype { tensor: name.to_owned(), dtype })?;
+        let dtype = dtype(cursor.u32(&what)?).map_err(|dtype| ImportError::UnsupportedDtype {
+            path: cursor.path().to_owned(),
+            tensor: name.to_owned(),
+            dtype,
+        })?;
         let offset = cursor.u64(&what)?;
         let alignment = self.alignment;
         if !offset.is_multiple_of(alignment) {

@@ -5,7 +5,11 @@
 
 mod gguf;
 mod json;
+mod pre;
+mod sentencepiece;
+mod spm;
 mod stream;
+mod vocab;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,6 +18,7 @@ use rayon::prelude::*;
 use tokenizers::Tokenizer;
 
 use super::{GgufFile, ImportError, TokenizerFault};
+pub use sentencepiece::AddedPiece;
 pub use stream::DecodeStream;
 
 /// A model's tokenizer and its special tokens.
@@ -43,8 +48,9 @@ impl ModelTokenizer {
 
     /// Builds the tokenizer that a GGUF file's metadata describes.
     ///
-    /// Byte-level BPE (`tokenizer.ggml.model` = `gpt2`) with the pre-tokenizers `smollm` and
-    /// `gpt-2`. Control tokens become special tokens, user-defined ones become added tokens.
+    /// Byte-level BPE (`tokenizer.ggml.model` = `gpt2`) with the pre-tokenizers `llama-bpe`, `qwen2`,
+    /// `smollm`, `gpt-2`, `tekken`, `default` and those of the same rules; SentencePiece BPE (`llama`).
+    /// Control tokens become special tokens, user-defined ones become added tokens.
     ///
     /// # Errors
     ///
@@ -52,6 +58,20 @@ impl ModelTokenizer {
     /// for another kind of tokenizer and for a vocabulary that contradicts itself.
     pub fn from_gguf(file: &GgufFile) -> Result<Self, ImportError> {
         gguf::read(file.metadata())
+    }
+
+    /// Reads a SentencePiece `tokenizer.model` of kind BPE, with byte fallback.
+    ///
+    /// BOS and EOS are its control tokens `<s>` and `</s>`; BOS goes before every text, as in
+    /// transformers' `LlamaTokenizer`. `added` are the tokens that Hugging Face keeps beside the file.
+    ///
+    /// # Errors
+    ///
+    /// [`ImportError::Io`], [`ImportError::Broken`] for a file too large to be one, or
+    /// [`ImportError::BadTokenizer`] for a broken file, another kind of model, and one that normalises
+    /// texts.
+    pub fn from_sentencepiece(path: impl AsRef<Path>, added: &[AddedPiece]) -> Result<Self, ImportError> {
+        sentencepiece::read(path.as_ref(), added)
     }
 
     /// Sets the special tokens, which Hugging Face keeps in `config.json`,
@@ -159,6 +179,21 @@ impl ModelTokenizer {
     pub fn is_special(&self, id: u32) -> bool {
         let added = self.inner.get_added_vocabulary();
         self.token(id).is_some_and(|token| added.is_special_token(&token))
+    }
+
+    /// Checks that a model of `vocab` embeddings has one for every token.
+    ///
+    /// # Errors
+    ///
+    /// [`ImportError::BadTokenizer`] names the token of the highest id, if it is beyond them.
+    pub fn check_fits(&self, vocab: usize) -> Result<(), ImportError> {
+        let highest = self.inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id);
+        match highest {
+            Some((token, id)) if id as usize >= vocab => {
+                Err(self.bad(TokenizerFault::BeyondVocabulary { token, id, vocab }))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn new(inner: Tokenizer, path: &Path) -> Self {

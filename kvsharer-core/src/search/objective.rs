@@ -2,7 +2,7 @@
 
 use super::replay::{Batch, Run, SearchModel, host};
 use crate::{CacheError, Gate};
-use burn::tensor::{DType, Int, Tensor, TensorData, activation::softmax};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 /// Rows of logits in memory at once, for each batch in work.
@@ -65,10 +65,11 @@ impl Reference {
                 let states = pick(batch.untouched(), rows.clone());
                 let chunks = chunks(rows.len()).map(|(start, end)| {
                     let logits = model.logits(states.clone().slice_dim(0, start..end))?;
-                    let p = softmax(logits.cast(DType::F32), 1);
-                    // Where p underflows, p ln p is 0.
-                    let entropy = row_sums(p.clone() * p.clone().clamp_min(1e-30).log());
-                    Some((p, entropy))
+                    // Not the backend's softmax: it may add a vocabulary up in f32, which shifts the mean by 1e-3.
+                    let logits = logits.cast(DType::F32);
+                    let log = logits.clone() - log_sum_exp(logits).unsqueeze_dim::<2>(1);
+                    let p = log.clone().exp();
+                    Some((p.clone(), row_sums(p * log)))
                 });
                 let chunks = chunks.collect::<Option<Vec<_>>>()?;
                 (rows, Against::Distribution(chunks))
@@ -105,12 +106,11 @@ impl Reference {
         for (index, (start, end)) in chunks(self.count).enumerate() {
             let logits = model.logits(states.clone().slice_dim(0, start..end)).ok_or_else(missing)?;
             let logits = logits.cast(DType::F32);
-            let top = by_block(logits.clone()).max_dim(2).squeeze_dim::<2>(2).max_dim(1);
-            let total = row_sums((logits.clone() - top.clone()).exp()).log() + top.squeeze_dim::<1>(1);
+            let total = log_sum_exp(logits.clone());
             terms.push(match &self.against {
                 Against::Distribution(chunks) => {
                     let (p, entropy) = &chunks[index];
-                    entropy.clone() + total - row_sums(p.clone() * logits)
+                    entropy.clone() - row_sums(p.clone() * (logits - total.unsqueeze_dim::<2>(1)))
                 }
                 Against::Tokens(next) => {
                     let next = next.clone().slice_dim(0, start..end).reshape([end - start, 1]);
@@ -142,6 +142,12 @@ fn pick(states: &Tensor<3>, rows: Vec<i64>) -> Tensor<2> {
     let rows = TensorData::new(rows.clone(), [rows.len()]);
     let rows = Tensor::<1, Int>::from_data(rows, &states.device());
     states.clone().reshape([batch * tokens, hidden]).select(0, rows)
+}
+
+/// `ln sum exp` over the vocabulary, `[row, vocab]` to `[row]`.
+fn log_sum_exp(logits: Tensor<2>) -> Tensor<1> {
+    let top = by_block(logits.clone()).max_dim(2).squeeze_dim::<2>(2).max_dim(1);
+    row_sums((logits - top.clone()).exp()).log() + top.squeeze_dim::<1>(1)
 }
 
 /// Sums over the vocabulary, `[row, vocab]` to `[row]`.

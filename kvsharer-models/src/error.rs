@@ -1,5 +1,6 @@
 //! Errors of models: each says what was found and what to do.
 
+use crate::chat::ChatError;
 use crate::import::ImportError;
 use kvsharer_core::CacheError;
 use std::path::PathBuf;
@@ -15,6 +16,9 @@ pub enum ModelError {
     /// The attention or its cache.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// A chat template.
+    #[error(transparent)]
+    Chat(Box<ChatError>),
     /// A name that stands for no model.
     #[error("no model `{name}`: give a name from `kvsharer models`, a folder with config.json, or a .gguf file")]
     UnknownModel {

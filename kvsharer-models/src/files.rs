@@ -82,6 +82,22 @@ impl ModelFiles {
         self
     }
 
+    /// The folder of a Hugging Face model.
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        match &self.weights {
+            Weights::HuggingFace(folder, _) => Some(folder.path()),
+            _ => None,
+        }
+    }
+
+    /// The file of a GGUF model.
+    pub(crate) fn gguf(&self) -> Option<&GgufFile> {
+        match &self.weights {
+            Weights::Gguf(file, _) => Some(file),
+            _ => None,
+        }
+    }
+
     /// The hyperparameters.
     pub fn config(&self) -> &DecoderConfig {
         &self.config
@@ -214,7 +230,7 @@ fn find(
     })
 }
 
-fn read_json(path: &Path) -> Result<Map<String, Value>, ModelError> {
+pub(crate) fn read_json(path: &Path) -> Result<Map<String, Value>, ModelError> {
     let io = |source| ModelError::Io { path: path.into(), source };
     let bytes = std::fs::metadata(path).map_err(io)?.len();
     let problem = |problem: String| ModelError::ConfigField { path: path.into(), field: "{}".into(), problem };

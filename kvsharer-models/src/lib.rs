@@ -2,12 +2,13 @@
 //!
 //! [`open_model`] turns a name, a folder or a file into [`ModelFiles`]; [`ModelFiles::load`] gives a [`Decoder`], whose
 //! attention goes through a [`kvsharer_core::Cache`] under any stack of policies; [`generate`](fn@generate) continues a
-//! prompt. A model family is one file in [`family`].
+//! prompt, [`chat`] talks. A model family is one file in [`family`].
 //!
 //! No backend is named here: the caller brings the burn `Device`.
 
 mod attention;
 mod catalogue;
+pub mod chat;
 mod config;
 mod decoder;
 mod error;
@@ -28,7 +29,7 @@ pub use config::DecoderConfig;
 pub use decoder::{Decoder, DecoderLayer};
 pub use error::ModelError;
 pub use files::ModelFiles;
-pub use generate::{GenerateOptions, Generated, Stopped, generate};
+pub use generate::{GenerateOptions, Generated, Stopped, generate, generate_batch, generate_from};
 pub use import::ModelTokenizer;
 pub use linear::Linear;
 pub use mlp::Mlp;

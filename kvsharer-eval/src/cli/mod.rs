@@ -1,6 +1,7 @@
 //! The command line: one file a command; what they have in common is in `context` and `output`.
 
 mod bench;
+mod chat;
 mod context;
 mod demo;
 mod error;
@@ -12,6 +13,7 @@ mod merge;
 mod output;
 mod plan;
 mod run;
+mod sampling;
 mod search;
 
 use clap::{Args, Parser, Subcommand};
@@ -72,8 +74,10 @@ enum Command {
     Run(run::RunArgs),
     /// Join the results of shards
     Merge(merge::MergeArgs),
-    /// Continue a prompt
+    /// Continue a prompt, or all prompts of a file
     Generate(generate::GenerateArgs),
+    /// Talk to a model, with its own chat template
+    Chat(chat::ChatArgs),
     /// The exact bytes of a cache before anything runs
     Plan(plan::PlanArgs),
 }
@@ -113,6 +117,7 @@ fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Run(args) => run::run(&args, &global),
         Command::Merge(args) => merge::run(&args, &global),
         Command::Generate(args) => generate::run(&args, &global),
+        Command::Chat(args) => chat::run(&args, &global),
         Command::Plan(args) => plan::run(&args, &global),
     }
 }

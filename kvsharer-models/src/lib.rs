@@ -16,6 +16,7 @@ pub mod family;
 mod fetch;
 mod files;
 mod generate;
+pub mod hub;
 pub mod import;
 mod linear;
 mod mlp;
@@ -24,7 +25,9 @@ mod random;
 mod sample;
 
 pub use attention::Attention;
-pub use catalogue::{CatalogueEntry, DEFAULT_MODEL, catalogue, fetch_model, fetched, open_model, verify_model};
+pub use catalogue::{
+    CatalogueEntry, DEFAULT_MODEL, catalogue, fetch_model, fetched, open_local, open_model, verify_model,
+};
 pub use config::DecoderConfig;
 pub use decoder::{Decoder, DecoderLayer};
 pub use error::ModelError;

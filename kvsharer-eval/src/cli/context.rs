@@ -2,6 +2,7 @@
 
 use super::Global;
 use super::error::CliError;
+use super::hub;
 use super::output::spinner;
 use burn::tensor::{DType, Device};
 use clap::{Args, ValueEnum};
@@ -9,8 +10,9 @@ use kvsharer_compress::parse_policy;
 use kvsharer_core::{Budget, Plan, Sharing, Stack, Strategy};
 use kvsharer_eval::score::ScoreOptions;
 use kvsharer_eval::{Target, build_stack, solve_budget};
+use kvsharer_models::hub::HubReference;
 use kvsharer_models::{
-    CatalogueEntry, DEFAULT_MODEL, Decoder, ModelFiles, catalogue, fetch_model, fetched, open_model,
+    CatalogueEntry, DEFAULT_MODEL, Decoder, ModelFiles, catalogue, fetch_model, fetched, open_local, open_model,
 };
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -123,7 +125,7 @@ impl DtypeArg {
 /// The model option.
 #[derive(Args, Clone)]
 pub(super) struct ModelArg {
-    /// A name from `kvsharer models`, random:SHAPE, a Hugging Face folder or a .gguf file
+    /// A name from `kvsharer models`, `hf:ORG/NAME[@REVISION]`, random:SHAPE, a Hugging Face folder or a .gguf file
     #[arg(long, short, default_value = DEFAULT_MODEL)]
     pub(super) model: String,
 }
@@ -135,6 +137,9 @@ impl ModelArg {
             && fetched(entry)?.is_none()
         {
             fetch(entry)?;
+        }
+        if HubReference::is_one(&self.model) {
+            return Ok(open_local(&hub::fetch(&self.model)?)?.named(&self.model));
         }
         Ok(open_model(&self.model, global.seed)?)
     }

@@ -21,7 +21,8 @@ pub(super) struct EvalArgs {
     model: ModelArg,
     #[command(flatten)]
     stack: StackArgs,
-    /// What to measure as NAME=PATH, or NAME where no file is needed; may be repeated (see `kvsharer tasks`).
+    /// What to measure as NAME=PATH, or NAME where no file is needed; may be repeated (see `kvsharer tasks`). PATH may be
+    /// `hf:ORG/NAME/FILE[@REVISION]`, a file of a data set of the Hugging Face hub.
     /// perplexity=TEXTFILE is by windows, stepwise=TEXTFILE by documents that run token by token, so that every eviction
     /// counts
     #[arg(long = "task", required = true, value_name = "NAME=PATH")]

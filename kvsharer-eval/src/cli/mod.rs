@@ -8,6 +8,7 @@ mod error;
 mod eval;
 mod fetch;
 mod generate;
+mod hub;
 mod list;
 mod merge;
 mod output;

@@ -1,6 +1,6 @@
 //! A conversation that knows what of it a cache holds already.
 
-use super::{ChatError, ChatTemplate, Message};
+use super::{ChatTemplate, Message};
 use crate::import::ModelTokenizer;
 use crate::{Generated, ModelError, Stopped};
 use serde_json::{Map, Value};
@@ -128,11 +128,5 @@ impl<'a> Conversation<'a> {
             self.messages.pop();
         }
         self.forget();
-    }
-}
-
-impl From<ChatError> for ModelError {
-    fn from(error: ChatError) -> Self {
-        ModelError::Chat(Box::new(error))
     }
 }

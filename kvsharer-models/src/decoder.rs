@@ -4,9 +4,11 @@ use crate::attention::Attention;
 use crate::linear::Linear;
 use crate::mlp::Mlp;
 use crate::norm::RmsNorm;
-use crate::{DecoderConfig, ModelError};
+use crate::{DecoderConfig, ModelError, Placement};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use kvsharer_core::{Attend, Cache, CacheError, CacheOptions, LayerId, ModelShape, Rope, RopeTable, SearchModel};
+use kvsharer_core::{
+    Attend, Cache, CacheError, CacheOptions, LayerId, ModelShape, PlanError, Rope, RopeTable, SearchModel, Stack,
+};
 use std::ops::Range;
 use std::sync::Mutex;
 
@@ -31,6 +33,10 @@ pub struct Decoder {
     /// `[vocab, hidden]`.
     embedding: Tensor<2>,
     layers: Vec<DecoderLayer>,
+    /// One a layer.
+    devices: Vec<Device>,
+    /// Which layers are on one device, if the others' caches must not be read.
+    apart: Option<Placement>,
     final_norm: RmsNorm,
     head: Linear,
     rope: Rope,
@@ -53,12 +59,28 @@ impl Decoder {
             shape: config.shape(),
             rope: Rope::new(config.head_dim, config.rope_theta),
             head: Linear::new(head.unwrap_or_else(|| embedding.clone())),
+            devices: vec![embedding.device(); layers.len()],
+            apart: None,
             embedding,
             layers,
             final_norm,
             config,
             table: Mutex::new(None),
         }
+    }
+
+    /// The same, whose layers were loaded onto these devices, one a layer, and whose head is on the last. `apart` says
+    /// which layers may share caches.
+    pub(crate) fn placed(self, devices: &[Device], apart: Option<Placement>) -> Self {
+        Self { devices: devices.to_vec(), apart, ..self }
+    }
+
+    /// A cache for this model, each layer's on the layer's device.
+    ///
+    /// # Errors
+    /// [`PlanError`] if the policies do not fit together or the model.
+    pub fn cache<'p>(&self, stack: Stack<'p>, options: CacheOptions) -> Result<Cache<'p>, PlanError> {
+        Cache::placed(&self.shape, stack, options, &self.devices)
     }
 
     /// The hyperparameters.
@@ -134,13 +156,13 @@ impl Decoder {
         self.head.forward(hidden)
     }
 
-    fn rope_table(&self, positions: Range<usize>) -> RopeTable {
+    fn rope_table(&self, layer: LayerId, positions: Range<usize>) -> RopeTable {
         // A poisoned lock only means that a panic elsewhere interrupted a refresh; the value is replaced as a whole.
         let mut last = self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         match &*last {
-            Some((range, table)) if *range == positions => table.clone(),
+            Some((range, table)) if *range == positions && table.device() == self.devices[layer.0] => table.clone(),
             _ => {
-                let table = self.rope.table(positions.clone(), &self.device());
+                let table = self.rope.table(positions.clone(), &self.devices[layer.0]);
                 *last = Some((positions, table.clone()));
                 table
             }
@@ -157,6 +179,10 @@ impl SearchModel for Decoder {
         self.embedding.device()
     }
 
+    fn may_share(&self, borrower: LayerId, donor: LayerId) -> bool {
+        self.apart.as_ref().is_none_or(|placed| placed.device(borrower) == placed.device(donor))
+    }
+
     fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
         let [batch, length] = tokens.dims();
         let rows = self.embedding.clone().select(0, tokens.reshape([batch * length]));
@@ -164,8 +190,9 @@ impl SearchModel for Decoder {
     }
 
     fn layer<A: Attend>(&self, layer: LayerId, hidden: Tensor<3>, attention: &mut A) -> Result<Tensor<3>, CacheError> {
+        let hidden = hidden.to_device(&self.devices[layer.0]);
         let DecoderLayer { attention_norm, attention: projections, mlp_norm, mlp } = &self.layers[layer.0];
-        let rope = self.rope_table(attention.positions());
+        let rope = self.rope_table(layer, attention.positions());
         let mixed = projections.forward(layer, attention_norm.forward(hidden.clone()), &rope, attention)?;
         let hidden = hidden + mixed;
         Ok(hidden.clone() + mlp.forward(mlp_norm.forward(hidden)))

@@ -21,6 +21,7 @@ pub mod import;
 mod linear;
 mod mlp;
 mod norm;
+mod placement;
 mod random;
 mod sample;
 
@@ -37,5 +38,6 @@ pub use import::ModelTokenizer;
 pub use linear::Linear;
 pub use mlp::Mlp;
 pub use norm::RmsNorm;
+pub use placement::{Placement, PlacementError};
 pub use random::{random_config, random_shapes};
 pub use sample::{Sampler, Sampling};

@@ -1,12 +1,12 @@
 //! `kvsharer chat`.
 
 use super::Global;
-use super::context::{ModelArg, StackArgs, StackPlan, check_memory, load};
+use super::context::{ModelArg, StackArgs, StackPlan, check_memory, check_placement, load};
 use super::error::CliError;
 use super::output::{complain, emit, human_bytes};
 use super::sampling::{SamplingArgs, reason};
 use clap::Args;
-use kvsharer_core::{Cache, Lengths, SearchModel};
+use kvsharer_core::{Cache, Lengths};
 use kvsharer_models::chat::{Conversation, Turn};
 use kvsharer_models::{Decoder, GenerateOptions, Generated, ModelTokenizer, Sampler, generate_from};
 use serde_json::{Map, Value, json};
@@ -65,6 +65,7 @@ pub(super) fn run(args: &ChatArgs, global: &Global) -> Result<(), CliError> {
     args.stack.parse()?;
     let files = args.model.open(global)?;
     let checked = args.stack.check(&files)?;
+    check_placement(&files, &checked.plan, global)?;
     let tokenizer = files.tokenizer()?;
     let template = match &args.template_file {
         Some(path) => files.chat_template_from(path)?,
@@ -183,7 +184,7 @@ impl Chat<'_> {
             Some(cache) => cache,
             none => {
                 let sizes = self.model.cache_options(1, self.context).for_prompt(turn.ids.len());
-                none.insert(Cache::new(self.model.shape(), self.checked.stack()?, sizes, &self.model.device())?)
+                none.insert(self.model.cache(self.checked.stack()?, sizes)?)
             }
         };
         let text = (turn.ids.as_slice(), turn.cached);

@@ -3,12 +3,12 @@
 mod prompts;
 
 use super::Global;
-use super::context::{ModelArg, StackArgs, StackPlan, check_memory, load};
+use super::context::{ModelArg, StackArgs, StackPlan, check_memory, check_placement, load};
 use super::error::CliError;
 use super::output::{bar, complain, emit, emit_json, human_bytes};
 use super::sampling::{SamplingArgs, reason};
 use clap::Args;
-use kvsharer_core::{Cache, Lengths, SearchModel};
+use kvsharer_core::{Cache, Lengths};
 use kvsharer_models::{Decoder, GenerateOptions, Generated, ModelTokenizer, generate, generate_batch};
 use prompts::Prompt;
 use serde_json::{Value, json};
@@ -52,6 +52,7 @@ pub(super) fn run(args: &GenerateArgs, global: &Global) -> Result<(), CliError> 
     };
     let files = args.model.open(global)?;
     let checked = args.stack.check(&files)?;
+    check_placement(&files, &checked.plan, global)?;
     let tokenizer = files.tokenizer()?;
     let prompts = prompts::encode(texts, &tokenizer)?;
     let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0);
@@ -69,7 +70,7 @@ pub(super) fn run(args: &GenerateArgs, global: &Global) -> Result<(), CliError> 
     let run = Run { model: &model, tokenizer: &tokenizer, checked: &checked, options };
     let about = json!({
         "model": files.name(), "strategy": args.stack.strategy, "policies": checked.names, "plan_bytes": plan_bytes,
-        "device": global.device.to_string(), "dtype": global.dtype.name(),
+        "device": global.device_names(), "dtype": global.dtype.name(),
     });
     match args.prompts {
         None => run.one(&prompts[0], about, global),
@@ -80,7 +81,7 @@ pub(super) fn run(args: &GenerateArgs, global: &Global) -> Result<(), CliError> 
 impl Run<'_> {
     fn cache(&self, batch: usize, prompt: usize) -> Result<Cache<'static>, CliError> {
         let options = self.model.cache_options(batch, prompt + self.options.max_tokens).for_prompt(prompt);
-        Ok(Cache::new(self.model.shape(), self.checked.stack()?, options, &self.model.device())?)
+        Ok(self.model.cache(self.checked.stack()?, options)?)
     }
 
     fn one(&self, prompt: &Prompt, mut about: Value, global: &Global) -> Result<(), CliError> {

@@ -39,6 +39,12 @@ struct Global {
     /// Where to compute
     #[arg(long, global = true, default_value = "cpu", help = "Where to compute: cpu, cuda[:INDEX] or wgpu[:INDEX]")]
     device: DeviceArg,
+    /// Several devices for one model, such as cuda:0,cuda:1: layers go to them in order, by bytes
+    #[arg(long, global = true, value_delimiter = ',', value_name = "DEVICE,…", conflicts_with = "device")]
+    devices: Vec<DeviceArg>,
+    /// Let a layer read the cache of a layer on another device
+    #[arg(long, global = true)]
+    allow_cross_device: bool,
     /// Type of weights, activations and cache; on the cpu f32 is the fastest
     #[arg(long, global = true, value_enum, default_value_t = DtypeArg::F32)]
     dtype: DtypeArg,
@@ -51,6 +57,16 @@ struct Global {
     /// Threads of the CPU; all cores if not given
     #[arg(long, global = true, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+}
+
+impl Global {
+    /// The device or devices, for results.
+    fn device_names(&self) -> String {
+        match self.devices.is_empty() {
+            true => self.device.to_string(),
+            false => self.devices.iter().map(DeviceArg::to_string).collect::<Vec<_>>().join(","),
+        }
+    }
 }
 
 #[derive(Subcommand)]
@@ -101,7 +117,14 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> Result<(), CliError> {
-    let global = cli.global;
+    let mut global = cli.global;
+    if let Some(first) = global.devices.first() {
+        if matches!(cli.command, Command::Run(_) | Command::Demo(_)) {
+            return Err(CliError::usage("this command runs on one device: give --device"));
+        }
+        // Where there is no more to say than one device, such as how much is scored at once.
+        global.device = first.clone();
+    }
     if let Some(threads) = global.threads {
         // Fails only if a pool exists already, and nothing has run yet.
         rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global().map_err(CliError::failure)?;

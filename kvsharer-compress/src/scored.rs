@@ -318,7 +318,10 @@ impl<M: Method> LayerKvPolicy for Scored<M> {
     }
 
     fn branch(&self, rows: &Tensor<1, Int>) -> Option<Box<dyn LayerKvPolicy>> {
-        let pick = |scores: &Option<Tensor<3>>| scores.as_ref().map(|scores| scores.clone().select(0, rows.clone()));
+        // The groups of a model on several devices are not all where `rows` is.
+        let pick = |scores: &Option<Tensor<3>>| {
+            scores.as_ref().map(|scores| scores.clone().select(0, rows.clone().to_device(&scores.device())))
+        };
         let branch = |(&id, scores): (&GroupId, &Scores)| {
             (id, Scores { by_cell: pick(&scores.by_cell), pass: pick(&scores.pass), ..*scores })
         };

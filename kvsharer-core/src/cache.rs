@@ -81,7 +81,10 @@ pub struct Cache<'p> {
     stack: Stack<'p>,
     store: Store,
     options: CacheOptions,
+    /// Of the group that is being worked on.
     device: Device,
+    /// The device of each group.
+    homes: Vec<Device>,
     groups: Vec<GroupCells>,
     /// Cells of each group.
     capacities: Vec<usize>,
@@ -110,8 +113,29 @@ impl<'p> Cache<'p> {
         options: CacheOptions,
         device: &Device,
     ) -> Result<Self, PlanError> {
+        Self::placed(model, stack, options, &vec![device.clone(); model.len()])
+    }
+
+    /// Plans and allocates for a model whose layers are on several devices, given one a layer.
+    ///
+    /// What layers read together lies together, on the device of the first of them: without sharing across devices,
+    /// the owner's. Queries of a borrower elsewhere are sent there, and what they find is sent back.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    ///
+    /// # Panics
+    /// If there are not as many devices as layers.
+    pub fn placed(
+        model: &ModelShape,
+        stack: Stack<'p>,
+        options: CacheOptions,
+        devices: &[Device],
+    ) -> Result<Self, PlanError> {
+        assert_eq!(devices.len(), model.len(), "one device a layer");
         let plan = Plan::new(model, &stack)?;
-        let store = Store::allocate(&plan, options.batch, options.lengths(), options.dtype, device);
+        let homes: Vec<Device> = plan.groups().iter().map(|group| devices[group.first().0].clone()).collect();
+        let store = Store::place(&plan, options.batch, options.lengths(), options.dtype, &homes);
         Ok(Self {
             groups: vec![GroupCells::default(); plan.groups().len()],
             capacities: plan.groups().iter().map(|group| group.capacity(options.lengths())).collect(),
@@ -121,7 +145,8 @@ impl<'p> Cache<'p> {
             stack,
             store,
             options,
-            device: device.clone(),
+            device: homes.first().cloned().unwrap_or_default(),
+            homes,
             masks: MaskCache::default(),
             padded: HashMap::new(),
             turns: None,
@@ -200,11 +225,22 @@ impl<'p> Cache<'p> {
         self.padded.clear();
         let pass = self.seen()..needed;
         for index in 0..self.groups.len() {
+            self.go_to(GroupId(index));
             self.make_room(GroupId(index), &pass)?;
         }
         self.positions = pass;
         self.next = 0;
         Ok(())
+    }
+
+    /// Tensors are made on the device of a group from now on.
+    fn go_to(&mut self, id: GroupId) {
+        let home = &self.homes[id.0];
+        if self.device != *home {
+            self.device = home.clone();
+            self.turns = None;
+            self.masks.clear();
+        }
     }
 
     fn group_of(&self, layer: LayerId) -> GroupId {
@@ -225,7 +261,7 @@ impl<'p> Cache<'p> {
             let what = if kind == Kv::Key { "key" } else { "value" };
             return Err(CacheError::Shape { layer, what, found: values.dims().to_vec(), expected: expected.to_vec() });
         }
-        let values = values.cast(self.options.dtype);
+        let values = values.cast(self.options.dtype).to_device(&self.device);
         match place {
             Place::InFlight => self.store.fly(slot.id, cells.cells, values),
             Place::Cells(fresh) => self.store.write(slot.id, fresh.cells(), values),
@@ -260,6 +296,7 @@ impl Attend for Cache<'_> {
             let expected = vec![self.options.batch, group.kv_heads, self.positions.len(), shape.head_dim];
             return Err(CacheError::Shape { layer, what: "query", found: query.dims().to_vec(), expected });
         }
+        self.go_to(id);
         if self.plan.owns(layer, Kv::Key) {
             self.store(layer, Kv::Key, key())?;
         }
@@ -281,7 +318,8 @@ impl Attend for Cache<'_> {
         let hidden = self.hidden(id);
         let window = if hidden.is_none() { self.window(id) } else { None };
         let dtype = query.dtype();
-        let query = query.cast(self.options.dtype);
+        let device = query.device();
+        let query = query.cast(self.options.dtype).to_device(&self.device);
         let group = self.plan.group(id);
         let weights = match group.evidence {
             EvidenceKind::KeyMass => self.weights(id),
@@ -307,6 +345,6 @@ impl Attend for Cache<'_> {
             self.settle(id)?;
         }
         self.next += 1;
-        Ok(output.cast(dtype))
+        Ok(output.cast(dtype).to_device(&device))
     }
 }

@@ -257,7 +257,7 @@ impl<K: Basic> Fixed<K> {
     }
 
     fn branch(&self, rows: &Tensor<1, Int>) -> Self {
-        Self(Some(self.get().clone().select(axis::BATCH, rows.clone())))
+        Self(Some(self.get().clone().select(axis::BATCH, rows.clone().to_device(&self.get().device()))))
     }
 
     fn assign(&mut self, start: usize, values: Tensor<4, K>) {

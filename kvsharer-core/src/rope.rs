@@ -69,6 +69,11 @@ impl RopeTable {
         self.cos.dims()[0]
     }
 
+    /// Where it is.
+    pub fn device(&self) -> Device {
+        self.cos.device()
+    }
+
     /// Whether it has no position.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -38,8 +38,13 @@ pub(crate) enum Kept {
 impl Store {
     /// Allocates everything `plan` needs for `batch` sequences of these lengths: [`Plan::bytes`] bytes.
     pub fn allocate(plan: &Plan, batch: usize, lengths: impl Into<Lengths>, dtype: DType, device: &Device) -> Self {
-        let lengths = lengths.into();
+        Self::place(plan, batch, lengths.into(), dtype, &vec![device.clone(); plan.groups().len()])
+    }
+
+    /// [`allocate`](Self::allocate) on several devices, given one a group.
+    pub(crate) fn place(plan: &Plan, batch: usize, lengths: Lengths, dtype: DType, devices: &[Device]) -> Self {
         let slots = plan.slots().iter().map(|slot| {
+            let device = &devices[slot.group.0];
             let group = plan.group(slot.group);
             let shape = |cells| [batch, slot.shape.kv_heads, cells, slot.shape.head_dim];
             let zeros = |cells| Tensor::zeros(shape(cells), (device, dtype));
@@ -85,7 +90,7 @@ impl Store {
 
     /// A store whose row `i` is a copy of row `rows[i]`.
     pub(crate) fn branch(&self, rows: &Tensor<1, Int>) -> Self {
-        let pick = |tensor: &Tensor<4>| tensor.clone().select(axis::BATCH, rows.clone());
+        let pick = |tensor: &Tensor<4>| tensor.clone().select(axis::BATCH, rows.clone().to_device(&tensor.device()));
         let slots = self.slots.iter().map(|slot| SlotBuffer {
             cells: match &slot.cells {
                 Cells::Full(buffer) => Cells::Full(buffer.as_ref().map(pick)),

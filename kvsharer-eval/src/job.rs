@@ -7,6 +7,7 @@ use crate::{
     benchmark, perplexity, stepwise, texts,
 };
 use kvsharer_core::{Lengths, Plan, SearchModel, Stack, hex};
+use kvsharer_models::hub::{Hub, HubReference, RepositoryKind};
 use kvsharer_models::{Decoder, ModelError, ModelTokenizer};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -22,7 +23,8 @@ const DEMO: &str = "builtin:demo";
 pub struct TaskSpec {
     /// Name: one of the benchmarks, `perplexity`, `stepwise`, `passkey`, `needle` or `needle-each`.
     pub task: String,
-    /// Its items or text; `builtin:demo` is the text that travels with the program.
+    /// Its items or text: a path, `hf:ORG/NAME/FILE[@REVISION]` of a data set of the hub, or `builtin:demo`, the text
+    /// that travels with the program.
     pub path: Option<PathBuf>,
     /// Whose prompts and rules; the first that the task has if `None`.
     pub protocol: Option<Protocol>,
@@ -125,16 +127,17 @@ impl TaskSpec {
     /// # Errors
     /// [`EvalError`] for an unknown task, options that do not fit, or a file that cannot be read.
     pub fn prepare(self) -> Result<Job, EvalError> {
+        let (path, dev) = (local(self.path.as_ref())?, local(self.dev.as_ref())?);
         let kind = match self.task.as_str() {
             "perplexity" => {
                 if self.window < 2 {
                     return Err(EvalError::WindowTooShort { window: self.window });
                 }
-                Kind::Windows { text: self.text()? }
+                Kind::Windows { text: self.text(path)? }
             }
             "stepwise" => {
                 self.stepwise().check()?;
-                Kind::Stepwise { text: self.text()? }
+                Kind::Stepwise { text: self.text(path)? }
             }
             "passkey" => Kind::Needles(NeedleKind::Passkey),
             "needle" => Kind::Needles(NeedleKind::Needle),
@@ -143,32 +146,24 @@ impl TaskSpec {
                 let entry = find_task(name)
                     .ok_or_else(|| EvalError::UnknownTask { name: name.into(), known: known_tasks() })?;
                 let protocol = self.protocol.or_else(|| entry.protocols().next()).unwrap_or(Protocol::LmEval);
-                let path = self
-                    .path
-                    .clone()
-                    .ok_or_else(|| EvalError::NoPath { task: name.into(), files: entry.files.into() })?;
-                let files = TaskFiles {
-                    items: path,
-                    dev: self.dev.clone(),
-                    shots: self.shots,
-                    limit: self.limit,
-                    skip_bad: self.skip_bad,
-                };
+                let path = path.ok_or_else(|| EvalError::NoPath { task: name.into(), files: entry.files.into() })?;
+                let files =
+                    TaskFiles { items: path, dev, shots: self.shots, limit: self.limit, skip_bad: self.skip_bad };
                 Kind::Benchmark(Box::new(benchmark(entry, protocol, files)?))
             }
         };
         Ok(Job { spec: self, kind })
     }
 
-    fn text(&self) -> Result<String, EvalError> {
-        let Some(path) = &self.path else {
+    fn text(&self, path: Option<PathBuf>) -> Result<String, EvalError> {
+        let Some(path) = path else {
             return Err(EvalError::NoPath { task: self.task.clone(), files: "a text file, or builtin:demo".into() });
         };
         if path.as_os_str() == DEMO {
             return Ok(texts::DEMO.into());
         }
         let io = |source| EvalError::Io { path: path.clone(), source };
-        let bytes = std::fs::read(path).map_err(io)?;
+        let bytes = std::fs::read(&path).map_err(io)?;
         String::from_utf8(bytes).map_err(|error| {
             let what = format!("is no UTF-8 text ({error})");
             io(std::io::Error::new(std::io::ErrorKind::InvalidData, what))
@@ -317,6 +312,15 @@ impl Job {
         let lengths = Lengths { prompt, tokens: scored.longest };
         Ok(Evaluated { result, samples: Vec::new(), largest: (scored.batch, lengths) })
     }
+}
+
+/// Where a task's file is: `hf:ORG/NAME/FILE` of a data set is fetched if it is missing.
+fn local(path: Option<&PathBuf>) -> Result<Option<PathBuf>, EvalError> {
+    let Some(text) = path.and_then(|path| path.to_str()).filter(|text| HubReference::is_one(text)) else {
+        return Ok(path.cloned());
+    };
+    let fetch = || Hub::from_env()?.fetch(&HubReference::parse(RepositoryKind::Dataset, text)?, &mut |_| {});
+    Ok(Some(fetch().map_err(ModelError::from)?))
 }
 
 /// Judges a task as it was named, before anything is read for it.

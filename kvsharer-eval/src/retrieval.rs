@@ -2,7 +2,7 @@
 
 use crate::needles::{NeedleKind, NeedleOptions, NeedlePrompt, found, prompts};
 use crate::{BenchmarkResult, EvalError, Evaluated, Metric, Sample, TaskResult, TaskSpec, metrics};
-use kvsharer_core::{Cache, Lengths, SearchModel, Stack, hex};
+use kvsharer_core::{Lengths, Stack, hex};
 use kvsharer_models::{Decoder, GenerateOptions, ModelTokenizer, generate};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -63,7 +63,7 @@ impl NeedleTask {
         let answer = |(index, prompt): (usize, &NeedlePrompt)| -> Result<(Sample, usize), EvalError> {
             let tokens = prompt.ids.len() + self.new_tokens;
             let cache_options = model.cache_options(1, tokens).for_prompt(prompt.ids.len());
-            let mut cache = Cache::new(model.shape(), stack()?, cache_options, &model.device())?;
+            let mut cache = model.cache(stack()?, cache_options)?;
             let written = generate(model, tokenizer, &prompt.ids, &mut cache, &options, |_| {})?;
             done(1);
             let accuracy = found(&prompt.answers, &written.text);

@@ -1,7 +1,7 @@
 //! Speed of decoding through the cache.
 
 use crate::EvalError;
-use kvsharer_core::{Cache, SearchModel, Stack};
+use kvsharer_core::Stack;
 use kvsharer_models::{Decoder, ModelError};
 use serde::Serialize;
 use std::time::Instant;
@@ -54,7 +54,7 @@ pub struct DecodeSpeed {
 pub fn decode_speed(model: &Decoder, prompt: &[u32], steps: usize, stack: Stack<'_>) -> Result<DecodeSpeed, EvalError> {
     const WARM_UP: usize = 2;
     let options = model.cache_options(1, prompt.len() + steps + WARM_UP);
-    let mut cache = Cache::new(model.shape(), stack, options, &model.device())?;
+    let mut cache = model.cache(stack, options)?;
     model.forward(&[prompt], &mut cache)?;
     let mut times = Vec::with_capacity(steps);
     for (step, id) in prompt.iter().cycle().take(steps + WARM_UP).enumerate() {

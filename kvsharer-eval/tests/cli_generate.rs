@@ -176,3 +176,46 @@ fn sharing_changes_the_text_and_the_bytes() {
     assert_eq!(shared["kv_bytes"].as_u64().map(|bytes| bytes * 2), full["kv_bytes"].as_u64());
     assert_eq!((&shared["strategy"], &shared["policies"][0]), (&path.into(), &"sharing:1=0".into()));
 }
+
+/// The results of `--prompts` with a file of this name and content.
+fn many(name: &str, content: &str, more: &[&str]) -> Value {
+    let work = folder();
+    let path = support::write(work.path(), name, content);
+    let options = ["generate", "-m", &tiny(), "--prompts", &path, "--json", "--ignore-eos", "-n", "8"];
+    run(work.path(), &[&options[..], more].concat()).json()
+}
+
+#[test]
+fn prompts_of_a_file_give_what_each_gives_alone() {
+    let lines = "hello the world\n\nhello\nothers sing of it in the other world\n";
+    let json = "{\"prompt\": \"hello the world\", \"id\": 1}\n{\"prompt\": \"hello\"}\n{\"prompt\": \"others sing of it in the other world\"}";
+    let one = many("prompts.txt", lines, &[]);
+    assert_has(&one, &["model", "batch", "results", "plan_bytes", "tokens_per_second"]);
+    assert_eq!(one["results"][1]["ids"], serde_json::json!(continuation("hello", &["-n", "8"]).1));
+    for (name, content, batch) in [("prompts.txt", lines, "2"), ("prompts.jsonl", json, "3"), ("p.JSONL", json, "64")] {
+        assert_eq!(many(name, content, &["--batch", batch])["results"], one["results"], "{name}, {batch} at once");
+    }
+    // Draws belong to a prompt, not to its place in a batch.
+    let sample =
+        |batch| many("p.txt", lines, &["--temperature", "2", "--seed", "5", "--batch", batch])["results"].clone();
+    assert_eq!(sample("1"), sample("3"));
+    let work = folder();
+    let path = support::write(work.path(), "p.txt", "hello\nworld\n");
+    let text = run(work.path(), &["generate", "-m", &tiny(), "--prompts", &path, "--ignore-eos", "-n", "8"]).succeeds();
+    assert!(text.stdout.starts_with("hello") && text.stdout.contains("\nworld"), "{}", text.stdout);
+}
+
+#[test]
+fn bad_files_of_prompts_fail() {
+    let work = folder();
+    let fails = |name: &str, content: &str, code, expected: &str| {
+        let path = support::write(work.path(), name, content);
+        run(work.path(), &["generate", "-m", &tiny(), "--prompts", &path]).fails(code, expected);
+    };
+    fails("empty.txt", "\n \n", 1, "has no prompts");
+    fails("bad.jsonl", "{\"prompt\": \"a\"}\n{\"text\": 1}\n", 1, "line 2: expected");
+    run(work.path(), &["generate", "-m", &tiny(), "--prompts", "none.txt"]).fails(1, "none.txt");
+    run(work.path(), &["generate", "-m", &tiny()]).fails(2, "--prompt");
+    run(work.path(), &["generate", "-m", &tiny(), "-p", "a", "--prompts", "b"]).fails(2, "cannot be used with");
+    run(work.path(), &["generate", "-m", &tiny(), "-p", "a", "--batch", "2"]).fails(2, "cannot be used with");
+}

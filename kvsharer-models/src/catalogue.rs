@@ -1,5 +1,6 @@
-//! From what a user types to a model: a catalogue name, `random:SHAPE`, a folder or a GGUF file.
+//! From what a user types to a model: a catalogue name, `hf:ORG/NAME`, `random:SHAPE`, a folder or a GGUF file.
 
+use crate::hub::{Hub, HubReference, RepositoryKind};
 use crate::{ModelError, ModelFiles, fetch, random_config};
 use std::path::{Path, PathBuf};
 
@@ -28,7 +29,7 @@ pub fn catalogue() -> &'static [CatalogueEntry] {
     }]
 }
 
-/// Opens a model; one of the [`catalogue`] is fetched first if it is missing.
+/// Opens a model; one of the [`catalogue`] or of the hub is fetched first if it is missing.
 ///
 /// # Errors
 /// [`ModelError`] says why it cannot be found, fetched or read.
@@ -43,13 +44,24 @@ pub fn open_model(name: &str, seed: u64) -> Result<ModelFiles, ModelError> {
         };
         return Ok(ModelFiles::open_gguf(&path)?.named(name));
     }
-    let path = Path::new(name);
+    if HubReference::is_one(name) {
+        let reference = HubReference::parse(RepositoryKind::Model, name)?;
+        return Ok(open_local(&Hub::from_env()?.fetch(&reference, &mut |_| {})?)?.named(name));
+    }
+    open_local(Path::new(name))
+}
+
+/// Opens a folder or a GGUF file.
+///
+/// # Errors
+/// [`ModelError`] says why it cannot be found or read.
+pub fn open_local(path: &Path) -> Result<ModelFiles, ModelError> {
     if path.is_dir() {
         ModelFiles::open_folder(path)
     } else if path.is_file() {
         ModelFiles::open_gguf(path)
     } else {
-        Err(ModelError::UnknownModel { name: name.into() })
+        Err(ModelError::UnknownModel { name: path.display().to_string() })
     }
 }
 

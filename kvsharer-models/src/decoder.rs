@@ -4,9 +4,11 @@ use crate::attention::Attention;
 use crate::linear::Linear;
 use crate::mlp::Mlp;
 use crate::norm::RmsNorm;
-use crate::{DecoderConfig, ModelError};
+use crate::{DecoderConfig, ModelError, Placement};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use kvsharer_core::{Attend, Cache, CacheError, CacheOptions, LayerId, ModelShape, RopeTable, SearchModel};
+use kvsharer_core::{
+    Attend, Cache, CacheError, CacheOptions, LayerId, ModelShape, PlanError, RopeTable, SearchModel, Stack,
+};
 use std::ops::Range;
 use std::sync::Mutex;
 
@@ -55,6 +57,12 @@ pub struct Decoder {
     /// `[vocab, hidden]`.
     embedding: Tensor<2>,
     layers: Vec<DecoderLayer>,
+    /// One a layer.
+    devices: Vec<Device>,
+    /// The place of each layer in the model as it was loaded, before some lost their attention.
+    origins: Vec<LayerId>,
+    /// Which layers are on one device, if the others' caches must not be read.
+    apart: Option<Placement>,
     final_norm: RmsNorm,
     head: Linear,
     /// The last tables made, of the layers without and with a rotary encoding of their own: all layers of a forward
@@ -79,6 +87,9 @@ impl Decoder {
         Self {
             shape: config.shape(),
             head: Linear::new(head.unwrap_or_else(|| embedding.clone())),
+            devices: vec![embedding.device(); layers.len()],
+            origins: (0..layers.len()).map(LayerId).collect(),
+            apart: None,
             embedding,
             layers,
             final_norm,
@@ -92,17 +103,38 @@ impl Decoder {
         &self.layers
     }
 
-    /// The same model with other layers of the same shapes.
-    pub(crate) fn with_layers(&self, layers: Vec<DecoderLayer>, shape: ModelShape) -> Self {
+    /// The same model with other layers, each in the place of one of its own.
+    pub(crate) fn with_layers(&self, layers: Vec<(LayerId, DecoderLayer)>) -> Self {
+        let shape = layers.iter().map(|(place, _)| self.shape.layers()[place.0]).collect();
+        let devices = layers.iter().map(|(place, _)| self.devices[place.0].clone()).collect();
+        let origins = layers.iter().map(|(place, _)| self.origins[place.0]).collect();
+        let layers = layers.into_iter().map(|(_, layer)| layer).collect();
         Self {
             config: self.config.clone(),
-            shape,
+            shape: ModelShape::new(shape),
+            devices,
+            origins,
+            apart: self.apart.clone(),
             embedding: self.embedding.clone(),
             layers,
             final_norm: self.final_norm.clone(),
             head: self.head.clone(),
             tables: Mutex::default(),
         }
+    }
+
+    /// The same, whose layers were loaded onto these devices, one a layer, and whose head is on the last. `apart` says
+    /// which layers may share caches.
+    pub(crate) fn placed(self, devices: &[Device], apart: Option<Placement>) -> Self {
+        Self { devices: devices.to_vec(), apart, ..self }
+    }
+
+    /// A cache for this model, each layer's on the layer's device.
+    ///
+    /// # Errors
+    /// [`PlanError`] if the policies do not fit together or the model.
+    pub fn cache<'p>(&self, stack: Stack<'p>, options: CacheOptions) -> Result<Cache<'p>, PlanError> {
+        Cache::placed(&self.shape, stack, options, &self.devices)
     }
 
     /// The hyperparameters.
@@ -182,15 +214,16 @@ impl Decoder {
     }
 
     fn rope_table(&self, layer: LayerId, positions: Range<usize>) -> RopeTable {
-        let rope = self.config.rope_of(layer);
+        let rope = self.config.rope_of(self.origins[layer.0]);
         let local = self.config.local_rope.as_ref() == Some(rope);
+        let device = &self.devices[layer.0];
         // A poisoned lock only means that a panic elsewhere interrupted a refresh; the value is replaced as a whole.
         let mut tables = self.tables.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let last = &mut tables[usize::from(local)];
         match last {
-            Some((range, table)) if *range == positions => table.clone(),
+            Some((range, table)) if *range == positions && table.device() == *device => table.clone(),
             _ => {
-                let table = rope.rope(self.config.head_dim, positions.end).table(positions.clone(), &self.device());
+                let table = rope.rope(self.config.head_dim, positions.end).table(positions.clone(), device);
                 *last = Some((positions, table.clone()));
                 table
             }
@@ -207,6 +240,10 @@ impl SearchModel for Decoder {
         self.embedding.device()
     }
 
+    fn may_share(&self, borrower: LayerId, donor: LayerId) -> bool {
+        self.apart.as_ref().is_none_or(|placed| placed.device(borrower) == placed.device(donor))
+    }
+
     fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
         let [batch, length] = tokens.dims();
         let rows = self.embedding.clone().select(0, tokens.reshape([batch * length]));
@@ -215,6 +252,7 @@ impl SearchModel for Decoder {
     }
 
     fn layer<A: Attend>(&self, layer: LayerId, hidden: Tensor<3>, attention: &mut A) -> Result<Tensor<3>, CacheError> {
+        let hidden = hidden.to_device(&self.devices[layer.0]);
         let own = &self.layers[layer.0];
         let rope = self.rope_table(layer, attention.positions());
         let mixed = own.attention.forward(layer, own.attention_norm.forward(hidden.clone()), &rope, attention)?;

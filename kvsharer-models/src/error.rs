@@ -1,5 +1,7 @@
 //! Errors of models: each says what was found and what to do.
 
+use crate::chat::ChatError;
+use crate::hub::HubError;
 use crate::import::ImportError;
 use kvsharer_core::CacheError;
 use std::path::PathBuf;
@@ -15,8 +17,16 @@ pub enum ModelError {
     /// The attention or its cache.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// The Hugging Face hub.
+    #[error(transparent)]
+    Hub(Box<HubError>),
+    /// A chat template.
+    #[error(transparent)]
+    Chat(Box<ChatError>),
     /// A name that stands for no model.
-    #[error("no model `{name}`: give a name from `kvsharer models`, a folder with config.json, or a .gguf file")]
+    #[error(
+        "no model `{name}`: give a name from `kvsharer models`, hf:ORG/NAME, a folder with config.json, or a .gguf file"
+    )]
     UnknownModel {
         /// What was asked for.
         name: String,
@@ -136,4 +146,16 @@ pub enum ModelError {
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+impl From<HubError> for ModelError {
+    fn from(error: HubError) -> Self {
+        ModelError::Hub(Box::new(error))
+    }
+}
+
+impl From<ChatError> for ModelError {
+    fn from(error: ChatError) -> Self {
+        ModelError::Chat(Box::new(error))
+    }
 }

@@ -8,7 +8,7 @@ use crate::linear::Linear;
 use crate::mlp::Mlp;
 use crate::norm::RmsNorm;
 use crate::random::RandomWeights;
-use crate::{DecoderConfig, ModelError};
+use crate::{DecoderConfig, ModelError, Placement};
 use burn::tensor::{DType, Device, Tensor};
 use kvsharer_core::{Fingerprint, LayerId, ModelShape, hex};
 use serde_json::{Map, Value};
@@ -82,6 +82,22 @@ impl ModelFiles {
         self
     }
 
+    /// The folder of a Hugging Face model.
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        match &self.weights {
+            Weights::HuggingFace(folder, _) => Some(folder.path()),
+            _ => None,
+        }
+    }
+
+    /// The file of a GGUF model.
+    pub(crate) fn gguf(&self) -> Option<&GgufFile> {
+        match &self.weights {
+            Weights::Gguf(file, _) => Some(file),
+            _ => None,
+        }
+    }
+
     /// The hyperparameters.
     pub fn config(&self) -> &DecoderConfig {
         &self.config
@@ -144,12 +160,47 @@ impl ModelFiles {
     /// # Errors
     /// [`ModelError`] names a missing, misshapen or unsupported tensor.
     pub fn load(&self, device: &Device, dtype: DType) -> Result<Decoder, ModelError> {
+        self.load_layers(&vec![device.clone(); self.config.layers], dtype)
+    }
+
+    /// Loads the weights onto several devices, in the order of the placement. The layers of different devices are
+    /// candidates for sharing only if `across`. (Random weights are drawn on each device by itself.)
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    ///
+    /// # Panics
+    /// If the placement is not of this model, or for another number of devices.
+    pub fn load_placed(
+        &self,
+        placement: &Placement,
+        devices: &[Device],
+        across: bool,
+        dtype: DType,
+    ) -> Result<Decoder, ModelError> {
+        assert_eq!(devices.len(), placement.devices(), "the placement is for another number of devices");
+        let of = |layer| devices[placement.device(layer)].clone();
+        let devices: Vec<Device> = self.shape().ids().map(of).collect();
+        let apart = (!across).then(|| placement.clone());
+        Ok(self.load_layers(&devices, dtype)?.placed(&devices, apart))
+    }
+
+    /// One device a layer.
+    fn load_layers(&self, devices: &[Device], dtype: DType) -> Result<Decoder, ModelError> {
         let config = &self.config;
-        let loader = Loader { files: self, device, dtype };
+        let on = |device| Loader { files: self, device, dtype };
+        let (first, last) = (&devices[0], &devices[devices.len() - 1]);
         if let Weights::Random(random) = &self.weights {
-            random.start(device);
+            let mut begun: Vec<&Device> = Vec::new();
+            for device in devices {
+                if !begun.contains(&device) {
+                    random.start(device);
+                    begun.push(device);
+                }
+            }
         }
         let layer = |l: usize| -> Result<DecoderLayer, ModelError> {
+            let loader = on(&devices[l]);
             let linear = |weight, bias: Option<Part>| -> Result<Linear, ModelError> {
                 let linear = Linear::new(loader.tensor::<2>(weight)?);
                 Ok(match bias {
@@ -184,10 +235,14 @@ impl ModelFiles {
                 post_mlp_norm: norm_if(config.post_norms, Part::PostMlpNorm(l))?,
             })
         };
-        let embedding = loader.tensor::<2>(Part::Embedding)?;
+        let embedding = on(first).tensor::<2>(Part::Embedding)?;
         let layers = (0..config.layers).map(layer).collect::<Result<Vec<_>, _>>()?;
-        let final_norm = loader.norm(Part::FinalNorm)?;
-        let head = if config.tied_head { None } else { Some(loader.tensor::<2>(Part::Head)?) };
+        let final_norm = on(last).norm(Part::FinalNorm)?;
+        let head = match config.tied_head {
+            true if first == last => None,
+            true => Some(embedding.clone().to_device(last)),
+            false => Some(on(last).tensor::<2>(Part::Head)?),
+        };
         Ok(Decoder::new(config.clone(), embedding, layers, final_norm, head))
     }
 }
@@ -266,7 +321,7 @@ fn find(
     })
 }
 
-fn read_json(path: &Path) -> Result<Map<String, Value>, ModelError> {
+pub(crate) fn read_json(path: &Path) -> Result<Map<String, Value>, ModelError> {
     let io = |source| ModelError::Io { path: path.into(), source };
     let bytes = std::fs::metadata(path).map_err(io)?.len();
     let problem = |problem: String| ModelError::ConfigField { path: path.into(), field: "{}".into(), problem };

@@ -4,7 +4,7 @@ use crate::attention::Attention;
 use crate::linear::Linear;
 use crate::{BareLayer, Decoder, DecoderLayer, ModelError};
 use burn::tensor::{DType, Tensor};
-use kvsharer_core::{Adapter, LayerId, Mix, ModelShape, SearchModel, Turn, inverse};
+use kvsharer_core::{Adapter, LayerId, Mix, Turn, inverse};
 use std::collections::BTreeMap;
 
 impl Decoder {
@@ -24,7 +24,7 @@ impl Decoder {
             }
             found.attention = found.attention.folded(adapter);
         }
-        Ok(self.with_layers(layers, self.shape().clone()))
+        Ok(self.with_layers((0..).map(LayerId).zip(layers).collect()))
     }
 
     /// The same model without the attention of some layers: they keep no cache, and their MLPs run behind the layer
@@ -37,21 +37,18 @@ impl Decoder {
         if let Some(&layer) = dropped.iter().find(|layer| layer.0 == 0 || layer.0 >= count) {
             return Err(ModelError::UnknownLayer { layer: layer.0, layers: count });
         }
-        let (mut layers, mut shapes) = (Vec::<DecoderLayer>::new(), Vec::new());
-        for ((index, layer), &shape) in self.layers().iter().enumerate().zip(self.shape().layers()) {
-            match layers.last_mut().filter(|_| dropped.contains(&LayerId(index))) {
-                Some(below) => {
+        let mut layers = Vec::<(LayerId, DecoderLayer)>::new();
+        for (place, layer) in (0..).map(LayerId).zip(self.layers()) {
+            match layers.last_mut().filter(|_| dropped.contains(&place)) {
+                Some((_, below)) => {
                     let DecoderLayer { mlp_norm, mlp, post_mlp_norm, bare, .. } = layer.clone();
                     below.bare.push(BareLayer { mlp_norm, mlp, post_mlp_norm });
                     below.bare.extend(bare);
                 }
-                None => {
-                    layers.push(layer.clone());
-                    shapes.push(shape);
-                }
+                None => layers.push((place, layer.clone())),
             }
         }
-        Ok(self.with_layers(layers, ModelShape::new(shapes)))
+        Ok(self.with_layers(layers))
     }
 }
 
@@ -103,6 +100,9 @@ fn with_bias(linear: Linear, bias: Option<Tensor<1>>) -> Linear {
 
 /// `conj(c) q` for every input column, `[head, head_dim, in]`.
 fn turned(turn: &Turn, heads: Tensor<3>) -> Tensor<3> {
+    let device = heads.device();
+    let turn =
+        Turn { real: turn.real.clone().to_device(&device), imaginary: turn.imaginary.clone().to_device(&device) };
     turn.apply(heads.swap_dims(1, 2).unsqueeze_dim::<4>(0)).squeeze_dim::<3>(0).swap_dims(1, 2)
 }
 
@@ -114,19 +114,21 @@ fn reordered(x: Tensor<3>, order: &[usize]) -> Tensor<3> {
 
 /// `(Z W + b) O^T + o = Z (W O^T) + (b O^T + o)`.
 fn mixed(output: &Linear, mix: &Mix, head_dim: usize) -> Linear {
-    let dtype = output.weight().dtype();
+    let (dtype, device) = (output.weight().dtype(), output.weight().device());
     let transposed = output.weight().clone().cast(DType::F32).transpose();
     let [width, hidden] = transposed.dims();
     let (weight, bias) = match mix {
         Mix::Full { weight, bias } => {
-            (weight.clone().matmul(transposed.clone()), bias.clone().unsqueeze::<2>().matmul(transposed))
+            let (weight, bias) = (weight.clone().to_device(&device), bias.clone().to_device(&device));
+            (weight.matmul(transposed.clone()), bias.unsqueeze::<2>().matmul(transposed))
         }
         Mix::Heads { weight, bias } => {
+            let (weight, bias) = (weight.clone().to_device(&device), bias.clone().to_device(&device));
             let kv_heads = weight.dims()[0];
             let group = width / head_dim / kv_heads;
             let blocks = transposed.reshape([kv_heads, group, head_dim, hidden]);
-            let mapped = weight.clone().unsqueeze_dim::<4>(1).matmul(blocks.clone());
-            let bias = bias.clone().reshape([kv_heads, 1, 1, head_dim]).matmul(blocks);
+            let mapped = weight.unsqueeze_dim::<4>(1).matmul(blocks.clone());
+            let bias = bias.reshape([kv_heads, 1, 1, head_dim]).matmul(blocks);
             (mapped.reshape([width, hidden]), bias.sum_dim(0).sum_dim(1).reshape([1, hidden]))
         }
     };

@@ -1,9 +1,15 @@
 //! Generation: prefill, then token by token through the cache, with streaming.
 
+mod batch;
+mod row;
+mod stop;
+
 use crate::import::ModelTokenizer;
 use crate::{Decoder, ModelError, Sampler, Sampling};
+pub use batch::generate_batch;
 use burn::tensor::Tensor;
 use kvsharer_core::Cache;
+use row::Row;
 use std::time::{Duration, Instant};
 
 /// When generation stops, and how tokens are chosen.
@@ -47,7 +53,7 @@ pub struct Generated {
     pub decode: Duration,
 }
 
-/// Continues `prompt` in `cache`, which may hold earlier turns; `stream` gets the text as it becomes certain.
+/// Continues `prompt` in an empty cache; `stream` gets the text as it becomes certain.
 ///
 /// # Errors
 /// [`ModelError`] for a prompt without tokens, options out of range, or whatever model and cache refuse.
@@ -57,128 +63,54 @@ pub fn generate(
     prompt: &[u32],
     cache: &mut Cache<'_>,
     options: &GenerateOptions,
-    mut stream: impl FnMut(&str),
+    stream: impl FnMut(&str),
 ) -> Result<Generated, ModelError> {
     let mut sampler = Sampler::new(options.sampling.clone())?;
-    if prompt.is_empty() {
-        return Err(ModelError::EmptyPrompt);
-    }
+    generate_from(model, tokenizer, (prompt, 0), cache, options, &mut sampler, stream)
+}
+
+/// Continues a text, `(ids, cached)`, whose first `cached` ids are in `cache`: only the others are run. Draws go on
+/// where `sampler` stands, and its repetition penalty counts the whole text.
+///
+/// Afterwards the cache holds the text and all new ids but the last one, which is chosen and not run.
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_from(
+    model: &Decoder,
+    tokenizer: &ModelTokenizer,
+    (ids, cached): (&[u32], usize),
+    cache: &mut Cache<'_>,
+    options: &GenerateOptions,
+    sampler: &mut Sampler,
+    mut stream: impl FnMut(&str),
+) -> Result<Generated, ModelError> {
+    let new = ids.get(cached..).filter(|new| !new.is_empty()).ok_or(ModelError::EmptyPrompt)?;
     let start = Instant::now();
-    let chunk = if options.prefill_chunk == 0 { prompt.len() } else { options.prefill_chunk };
-    let mut scores = Vec::new();
-    let last = prompt.len().div_ceil(chunk) - 1;
-    for (index, part) in prompt.chunks(chunk).enumerate() {
-        let hidden = model.forward(&[part], cache)?;
-        if index == last {
-            scores = last_scores(model, hidden)?;
-        }
+    let chunk = if options.prefill_chunk == 0 { new.len() } else { options.prefill_chunk };
+    let mut hidden = None;
+    for part in new.chunks(chunk) {
+        hidden = Some(model.forward(&[part], cache)?);
     }
+    let mut scores = last_scores(model, hidden.ok_or(ModelError::EmptyPrompt)?)?;
     let prefill = start.elapsed();
 
-    let mut history = prompt.to_vec();
-    let mut text = StopText::new(&options.stop);
-    let mut decoder = tokenizer.decode_stream(true);
-    let mut stopped = Stopped::Length;
     let start = Instant::now();
-    for step in 0..options.max_tokens {
-        let id = sampler.next(scores, &history);
-        history.push(id);
-        if !options.ignore_eos && tokenizer.eos().contains(&id) {
-            stopped = Stopped::EndOfText;
-            break;
-        }
-        if let Some(piece) = decoder.push(id)?
-            && text.push(&piece, &mut stream)
-        {
-            stopped = Stopped::StopString;
-            break;
-        }
-        if step + 1 == options.max_tokens {
-            break;
-        }
+    let mut row = Row::new(tokenizer, ids, options, sampler);
+    while let Some(id) = row.next(scores.pop().unwrap_or_default(), &mut stream)? {
         scores = last_scores(model, model.forward(&[&[id]], cache)?)?;
     }
     let decode = start.elapsed();
-    if stopped != Stopped::StopString {
-        // What the last token left incomplete.
-        if let Some(rest) = decoder.finish()?
-            && text.push(&rest, &mut stream)
-        {
-            stopped = Stopped::StopString;
-        }
-        text.finish(&mut stream);
-    }
-    Ok(Generated { ids: history.split_off(prompt.len()), text: text.text, stopped, prefill, decode })
+    row.end(prefill, decode, &mut stream)
 }
 
-/// Scores after the last token of the only row.
-fn last_scores(model: &Decoder, hidden: Tensor<3>) -> Result<Vec<f32>, ModelError> {
-    let tokens = hidden.dims()[1];
+/// Scores after the last token of every row, `[row][token]`.
+fn last_scores(model: &Decoder, hidden: Tensor<3>) -> Result<Vec<Vec<f32>>, ModelError> {
+    let [rows, tokens, _] = hidden.dims();
     let logits = model.logits(hidden.slice_dim(1, tokens - 1..tokens));
     let scores = logits.try_into_vec_as::<f32>().map_err(|error| ModelError::Device(error.to_string()))?;
+    let scores: Vec<Vec<f32>> = scores.chunks(scores.len().div_ceil(rows).max(1)).map(<[f32]>::to_vec).collect();
     // Sampling would go on in silence.
-    if scores.iter().any(|score| score.is_finite()) { Ok(scores) } else { Err(ModelError::NotFinite) }
-}
-
-/// Text so far, of which a tail that may become a stop string is held back.
-struct StopText<'a> {
-    stops: &'a [String],
-    text: String,
-    sent: usize,
-}
-
-impl<'a> StopText<'a> {
-    fn new(stops: &'a [String]) -> Self {
-        Self { stops, text: String::new(), sent: 0 }
-    }
-
-    /// Adds a piece; true if a stop string was completed, which is cut off with everything behind it.
-    fn push(&mut self, piece: &str, stream: &mut impl FnMut(&str)) -> bool {
-        self.text.push_str(piece);
-        let stops = self.stops.iter().filter(|stop| !stop.is_empty());
-        let found = stops.clone().filter_map(|stop| self.text[self.sent..].find(stop.as_str())).min();
-        if let Some(at) = found {
-            self.text.truncate(self.sent + at);
-            self.finish(stream);
-            return true;
-        }
-        let fresh = &self.text[self.sent..];
-        let held =
-            |stop: &String| (1..stop.len()).rev().find(|&n| stop.is_char_boundary(n) && fresh.ends_with(&stop[..n]));
-        let hold = stops.filter_map(held).max().unwrap_or(0);
-        let end = self.text.len() - hold;
-        if end > self.sent {
-            stream(&self.text[self.sent..end]);
-            self.sent = end;
-        }
-        false
-    }
-
-    fn finish(&mut self, stream: &mut impl FnMut(&str)) {
-        if self.sent < self.text.len() {
-            stream(&self.text[self.sent..]);
-            self.sent = self.text.len();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stop_strings_are_cut_and_never_streamed_even_across_pieces() {
-        let stops = vec!["\nUser:".to_string(), "END".to_string()];
-        for (pieces, expected, stopped) in [
-            (&["Hello", "\nUs", "er: more"][..], "Hello", true),
-            (&["a\nUs", "ual E", "ND"], "a\nUsual ", true),
-            (&["no stop", "\nUse"], "no stop\nUse", false),
-        ] {
-            let mut streamed = String::new();
-            let mut text = StopText::new(&stops);
-            let hit = pieces.iter().any(|piece| text.push(piece, &mut |part| streamed.push_str(part)));
-            text.finish(&mut |part| streamed.push_str(part));
-            assert_eq!((text.text.as_str(), streamed.as_str(), hit), (expected, expected, stopped));
-        }
-    }
+    let finite = |row: &Vec<f32>| row.iter().any(|score| score.is_finite());
+    if scores.iter().all(finite) { Ok(scores) } else { Err(ModelError::NotFinite) }
 }

@@ -36,6 +36,7 @@ impl Cache<'_> {
             store: self.store.branch(&index),
             options: CacheOptions { batch: rows.len(), ..self.options.clone() },
             device: self.device.clone(),
+            homes: self.homes.clone(),
             groups: self.groups.iter().map(|group| group.branch(&index)).collect(),
             capacities: self.capacities.clone(),
             bounded: self.bounded,
@@ -52,7 +53,7 @@ impl Cache<'_> {
 
 impl GroupCells {
     fn branch(&self, rows: &Tensor<1, Int>) -> Self {
-        let pick = |cells: &Tensor<3, Int>| cells.clone().select(0, rows.clone());
+        let pick = |cells: &Tensor<3, Int>| cells.clone().select(0, rows.clone().to_device(&cells.device()));
         Self {
             kept: match &self.kept {
                 KeptTokens::Uniform(kept) => KeptTokens::Uniform(kept.clone()),

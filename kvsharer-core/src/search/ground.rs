@@ -313,6 +313,14 @@ impl<'a, M: SearchModel> Searching<'a, M> {
         Ok((loss, runs))
     }
 
+    /// Whether the model lets a layer, and all that would go with it, read another.
+    fn may_share(&self, candidate: &Move) -> bool {
+        let Move { borrower, donor, .. } = *candidate;
+        let sharing = self.draft.sharing();
+        let readers = sharing.keys().readers(borrower).chain(sharing.values().readers(borrower));
+        readers.chain([borrower]).all(|layer| self.model.may_share(layer, donor))
+    }
+
     /// Tells the observer of the pending trial.
     fn tell(&mut self) {
         if std::mem::take(&mut self.pending) {
@@ -471,13 +479,15 @@ impl<M: SearchModel> Ground for Searching<'_, M> {
                 }
             }
         }
-        moves.retain(|candidate| draft.allows(candidate));
+        moves.retain(|candidate| draft.allows(candidate) && self.may_share(candidate));
         moves
     }
 
     fn pairs(&self, distance: Distance) -> Result<Vec<Pair>, SearchError> {
         let batches: Vec<&Batch> = self.batches.iter().map(|watched| &watched.batch).collect();
-        Ok(distance.pairs(&Averages::over(self.model.shape(), &batches)?))
+        let mut pairs = distance.pairs(&Averages::over(self.model.shape(), &batches)?);
+        pairs.retain(|pair| self.model.may_share(pair.borrower, pair.donor));
+        Ok(pairs)
     }
 
     fn judge(&mut self, changes: &[Change], ask: Ask) -> Result<Option<f64>, SearchError> {

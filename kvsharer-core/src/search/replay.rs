@@ -14,6 +14,13 @@ pub trait SearchModel: Sync {
     /// The device the model's weights are on.
     fn device(&self) -> Device;
 
+    /// Whether `borrower` may read the cache of `donor` at all, such as where both lie on one device. A search leaves
+    /// other pairs out.
+    fn may_share(&self, borrower: LayerId, donor: LayerId) -> bool {
+        let _ = (borrower, donor);
+        true
+    }
+
     /// Token ids `[batch, token]` to hidden states `[batch, token, hidden]`.
     fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3>;
 
@@ -287,8 +294,10 @@ impl Attend for Replay<'_> {
             };
             found.cloned().flatten().ok_or(CacheError::OutOfTurn { layer: source })
         };
-        let keys = find(&self.keys, &self.below.keys, key_donor)?;
-        let values = find(&self.values, &self.below.values, value_donor)?;
+        // Of a donor on another device, a copy.
+        let device = query.device();
+        let keys = find(&self.keys, &self.below.keys, key_donor)?.to_device(&device);
+        let values = find(&self.values, &self.below.values, value_donor)?.to_device(&device);
         let read_keys = capture.then(|| keys.clone());
         let query = adapter.map_or(query.clone(), |adapter| adapter.before(query));
         let window = self.shape.layers()[layer.0].window.filter(|&window| window < self.fresh.len());

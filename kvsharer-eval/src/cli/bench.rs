@@ -1,7 +1,7 @@
 //! `kvsharer bench`.
 
 use super::Global;
-use super::context::{ModelArg, StackArgs, check_memory, check_output};
+use super::context::{ModelArg, StackArgs, check_memory, check_output, check_placement};
 use super::error::CliError;
 use super::output::{bar, emit, emit_json, human_bytes, table, write_json};
 use clap::Args;
@@ -55,6 +55,7 @@ pub(super) fn run(args: &BenchArgs, global: &Global) -> Result<(), CliError> {
     }
     let files = args.model.open(global)?;
     let checked = args.stack.check(&files)?;
+    check_placement(&files, &checked.plan, global)?;
     let spec = BenchSpec {
         batch: args.batch.iter().map(|&batch| batch as usize).collect(),
         prompt: args.prompt as usize,
@@ -75,7 +76,7 @@ pub(super) fn run(args: &BenchArgs, global: &Global) -> Result<(), CliError> {
             model: files.name().into(),
             strategy: args.stack.strategy.as_ref().map(|path| path.display().to_string()),
             policies: checked.names.clone(),
-            device: global.device.to_string(),
+            device: global.device_names(),
             dtype: global.dtype.name(),
             threads: rayon::current_num_threads(),
             library: concat!("kvsharer ", env!("CARGO_PKG_VERSION")),

@@ -2,6 +2,7 @@
 
 use super::Global;
 use super::error::CliError;
+use super::hub;
 use super::output::spinner;
 use burn::tensor::{DType, Device};
 use clap::{Args, ValueEnum};
@@ -9,8 +10,10 @@ use kvsharer_compress::parse_policy;
 use kvsharer_core::{Budget, ModelShape, Plan, SearchModel, Sharing, Stack, Strategy};
 use kvsharer_eval::score::ScoreOptions;
 use kvsharer_eval::{Share, Target, build_stack, solve_budget};
+use kvsharer_models::hub::HubReference;
 use kvsharer_models::{
-    CatalogueEntry, DEFAULT_MODEL, Decoder, ModelFiles, catalogue, fetch_model, fetched, open_model,
+    CatalogueEntry, DEFAULT_MODEL, Decoder, ModelFiles, Placement, catalogue, fetch_model, fetched, open_local,
+    open_model,
 };
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -122,7 +125,7 @@ impl DtypeArg {
 /// The model option.
 #[derive(Args, Clone)]
 pub(super) struct ModelArg {
-    /// A name from `kvsharer models`, random:SHAPE, a Hugging Face folder or a .gguf file
+    /// A name from `kvsharer models`, `hf:ORG/NAME[@REVISION]`, random:SHAPE, a Hugging Face folder or a .gguf file
     #[arg(long, short, default_value = DEFAULT_MODEL)]
     pub(super) model: String,
 }
@@ -134,6 +137,9 @@ impl ModelArg {
             && fetched(entry)?.is_none()
         {
             fetch(entry)?;
+        }
+        if HubReference::is_one(&self.model) {
+            return Ok(open_local(&hub::fetch(&self.model)?)?.named(&self.model));
         }
         Ok(open_model(&self.model, global.seed)?)
     }
@@ -147,10 +153,35 @@ pub(super) fn fetch(entry: &CatalogueEntry) -> Result<PathBuf, CliError> {
     Ok(path)
 }
 
-/// Loads the weights onto the device.
+/// Where the layers go, if there are several devices.
+fn place(files: &ModelFiles, global: &Global) -> Result<Option<Placement>, CliError> {
+    let devices = global.devices.len();
+    let place = || Placement::of_model(files.config(), devices).map_err(CliError::usage);
+    (devices > 0).then(place).transpose()
+}
+
+/// Refuses a plan whose layers borrow across devices, unless that is allowed.
+pub(super) fn check_placement(files: &ModelFiles, plan: &Plan, global: &Global) -> Result<(), CliError> {
+    match place(files, global)?.filter(|_| !global.allow_cross_device) {
+        None => Ok(()),
+        Some(placement) => placement.check(plan).map_err(|error| {
+            CliError::usage(format!("{error} (--devices {}, --allow-cross-device)", global.device_names()))
+        }),
+    }
+}
+
+/// Loads the weights onto the device, or the devices.
 pub(super) fn load(files: &ModelFiles, global: &Global) -> Result<Decoder, CliError> {
+    let placement = place(files, global)?;
     let spinner = spinner(&format!("loading {} …", files.name()));
-    let model = files.load(&global.device.device(), global.dtype.dtype())?;
+    let dtype = global.dtype.dtype();
+    let model = match placement {
+        None => files.load(&global.device.device(), dtype)?,
+        Some(placement) => {
+            let devices: Vec<Device> = global.devices.iter().map(DeviceArg::device).collect();
+            files.load_placed(&placement, &devices, global.allow_cross_device, dtype)?
+        }
+    };
     spinner.finish_and_clear();
     Ok(model)
 }

@@ -5,6 +5,7 @@ use kvsharer_core::{PlanError, SearchError, StrategyError};
 use kvsharer_eval::EvalError;
 use kvsharer_eval::tasks::TaskError;
 use kvsharer_models::ModelError;
+use kvsharer_models::hub::HubError;
 use std::fmt;
 
 /// Wrong usage (exit code 2) or any other failure (exit code 1).
@@ -43,6 +44,11 @@ impl fmt::Display for CliError {
 impl From<ModelError> for CliError {
     fn from(error: ModelError) -> Self {
         match error {
+            ModelError::Hub(ref hub)
+                if matches!(**hub, HubError::BadReference { .. } | HubError::BadSetting { .. }) =>
+            {
+                Self::usage(error)
+            }
             ModelError::UnknownModel { .. } | ModelError::UnknownShape { .. } | ModelError::BadSampling { .. } => {
                 Self::usage(error)
             }

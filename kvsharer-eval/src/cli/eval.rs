@@ -3,7 +3,7 @@
 mod task;
 
 use super::Global;
-use super::context::{ModelArg, StackArgs, check_output};
+use super::context::{ModelArg, StackArgs, check_output, check_placement};
 use super::error::CliError;
 use super::output::{bar, complain, emit, emit_json, human_bytes, table, write_json, write_json_lines};
 use clap::Args;
@@ -21,7 +21,8 @@ pub(super) struct EvalArgs {
     model: ModelArg,
     #[command(flatten)]
     stack: StackArgs,
-    /// What to measure as NAME=PATH, or NAME where no file is needed; may be repeated (see `kvsharer tasks`).
+    /// What to measure as NAME=PATH, or NAME where no file is needed; may be repeated (see `kvsharer tasks`). PATH may be
+    /// `hf:ORG/NAME/FILE[@REVISION]`, a file of a data set of the Hugging Face hub.
     /// perplexity=TEXTFILE is by windows, stepwise=TEXTFILE by documents that run token by token, so that every eviction
     /// counts
     #[arg(long = "task", required = true, value_name = "NAME=PATH")]
@@ -131,6 +132,7 @@ pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<(), CliError> {
     }
     let files = args.model.open(global)?;
     let checked = args.stack.check(&files)?;
+    check_placement(&files, &checked.plan, global)?;
     // Of the file as it is now, not as it may be when the run ends.
     let strategy_hash = match &args.stack.strategy {
         Some(path) => Some(hash(&std::fs::read(path).map_err(|error| CliError::file(path, error))?)),
@@ -175,7 +177,7 @@ pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<(), CliError> {
         strategy_hash,
         policies: checked.names,
         plan_bytes,
-        device: global.device.to_string(),
+        device: global.device_names(),
         dtype: global.dtype.name().into(),
         seconds: start.elapsed().as_secs_f64(),
         library: concat!("kvsharer ", env!("CARGO_PKG_VERSION")).into(),

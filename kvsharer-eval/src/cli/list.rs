@@ -37,6 +37,11 @@ pub(super) fn models(global: &Global) -> Result<(), CliError> {
             .map(|shape| vec![format!("random:{shape}"), "random weights, for speed and memory".into(), String::new()]),
     );
     rows.push(vec![
+        "hf:ORG/NAME[@REVISION]".into(),
+        "Hugging Face hub: a folder as below; hf:ORG/NAME/FILE.gguf: one file".into(),
+        String::new(),
+    ]);
+    rows.push(vec![
         "a folder".into(),
         format!("Hugging Face: config.json + safetensors, {}", architectures.join(", ")),
         String::new(),

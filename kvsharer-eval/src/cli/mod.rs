@@ -1,17 +1,20 @@
 //! The command line: one file a command; what they have in common is in `context` and `output`.
 
 mod bench;
+mod chat;
 mod context;
 mod demo;
 mod error;
 mod eval;
 mod fetch;
 mod generate;
+mod hub;
 mod list;
 mod merge;
 mod output;
 mod plan;
 mod run;
+mod sampling;
 mod search;
 
 use clap::{Args, Parser, Subcommand};
@@ -36,6 +39,12 @@ struct Global {
     /// Where to compute
     #[arg(long, global = true, default_value = "cpu", help = "Where to compute: cpu, cuda[:INDEX] or wgpu[:INDEX]")]
     device: DeviceArg,
+    /// Several devices for one model, such as cuda:0,cuda:1: layers go to them in order, by bytes
+    #[arg(long, global = true, value_delimiter = ',', value_name = "DEVICE,…", conflicts_with = "device")]
+    devices: Vec<DeviceArg>,
+    /// Let a layer read the cache of a layer on another device
+    #[arg(long, global = true)]
+    allow_cross_device: bool,
     /// Type of weights, activations and cache; on the cpu f32 is the fastest
     #[arg(long, global = true, value_enum, default_value_t = DtypeArg::F32)]
     dtype: DtypeArg,
@@ -48,6 +57,16 @@ struct Global {
     /// Threads of the CPU; all cores if not given
     #[arg(long, global = true, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+}
+
+impl Global {
+    /// The device or devices, for results.
+    fn device_names(&self) -> String {
+        match self.devices.is_empty() {
+            true => self.device.to_string(),
+            false => self.devices.iter().map(DeviceArg::to_string).collect::<Vec<_>>().join(","),
+        }
+    }
 }
 
 #[derive(Subcommand)]
@@ -72,8 +91,10 @@ enum Command {
     Run(run::RunArgs),
     /// Join the results of shards
     Merge(merge::MergeArgs),
-    /// Continue a prompt
+    /// Continue a prompt, or all prompts of a file
     Generate(generate::GenerateArgs),
+    /// Talk to a model, with its own chat template
+    Chat(chat::ChatArgs),
     /// The exact bytes of a cache before anything runs
     Plan(plan::PlanArgs),
 }
@@ -96,7 +117,14 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> Result<(), CliError> {
-    let global = cli.global;
+    let mut global = cli.global;
+    if let Some(first) = global.devices.first() {
+        if matches!(cli.command, Command::Run(_) | Command::Demo(_)) {
+            return Err(CliError::usage("this command runs on one device: give --device"));
+        }
+        // Where there is no more to say than one device, such as how much is scored at once.
+        global.device = first.clone();
+    }
     if let Some(threads) = global.threads {
         // Fails only if a pool exists already, and nothing has run yet.
         rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global().map_err(CliError::failure)?;
@@ -113,6 +141,7 @@ fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Run(args) => run::run(&args, &global),
         Command::Merge(args) => merge::run(&args, &global),
         Command::Generate(args) => generate::run(&args, &global),
+        Command::Chat(args) => chat::run(&args, &global),
         Command::Plan(args) => plan::run(&args, &global),
     }
 }

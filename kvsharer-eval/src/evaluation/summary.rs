@@ -3,7 +3,7 @@
 use super::BenchmarkOptions;
 use crate::EvalError;
 use crate::tasks::{Ask, Item};
-use kvsharer_core::{Cache, SearchModel, Stack};
+use kvsharer_core::Stack;
 use kvsharer_models::{Decoder, GenerateOptions, ModelError, ModelTokenizer, generate};
 use rayon::prelude::*;
 
@@ -40,7 +40,7 @@ pub(super) fn summaries<'p>(
         ids.drain(..ids.len().saturating_sub(room));
         let longest = ids.len() + options.max_new_tokens;
         let cache_options = model.cache_options(1, longest).for_prompt(ids.len());
-        let mut cache = Cache::new(model.shape(), stack()?, cache_options, &model.device())?;
+        let mut cache = model.cache(stack()?, cache_options)?;
         let greedy = GenerateOptions { max_tokens: options.max_new_tokens, ..GenerateOptions::default() };
         let written = generate(model, tokenizer, &ids, &mut cache, &greedy, |_| {})?;
         done(1);

@@ -2,7 +2,7 @@
 
 use crate::{EvalError, Spread};
 use burn::tensor::{DType, Tensor};
-use kvsharer_core::{Cache, Lengths, SearchModel, Stack};
+use kvsharer_core::{Lengths, SearchModel, Stack};
 use kvsharer_models::{Decoder, ModelError};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
@@ -81,7 +81,7 @@ pub fn bench<'p>(
     }
     let tokens = spec.prompt + spec.generate;
     let options = model.cache_options(batch, tokens).for_prompt(spec.prompt);
-    let mut cache = Cache::new(model.shape(), stack()?, options, &model.device())?;
+    let mut cache = model.cache(stack()?, options)?;
     let kv_bytes_plan = cache.plan().bytes(batch, Lengths::new(spec.prompt, tokens), model.dtype().size());
     let mut once = || -> Result<(f64, Vec<f64>), EvalError> {
         cache.reset();

@@ -189,7 +189,7 @@ impl Experiment {
     pub fn with_paths_from(mut self, folder: &Path) -> Self {
         let from = |path: &mut Option<PathBuf>| {
             if let Some(path) = path
-                && !path.to_string_lossy().starts_with("builtin:")
+                && !["builtin:", "hf:"].iter().any(|start| path.to_string_lossy().starts_with(start))
             {
                 *path = folder.join(&*path);
             }

@@ -3,7 +3,7 @@
 use super::{Perplexity, cut};
 use crate::EvalError;
 use crate::logits::target_nll;
-use kvsharer_core::{Cache, CacheOptions, SearchModel, Stack};
+use kvsharer_core::{Cache, CacheOptions, Stack};
 use kvsharer_models::Decoder;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -76,7 +76,7 @@ pub fn stepwise<'p>(
         let rows = &documents[batch.clone()];
         let tokens = rows[0].len();
         let cache_options = CacheOptions { prompt: options.prompt(), ..model.cache_options(rows.len(), tokens) };
-        let mut cache = Cache::new(model.shape(), stack()?, cache_options, &model.device())?;
+        let mut cache = model.cache(stack()?, cache_options)?;
         let mut sums = vec![0.0; rows.len()];
         // What the next pass runs; the state after its last token predicts the token behind it.
         let mut pass = 0..options.first();

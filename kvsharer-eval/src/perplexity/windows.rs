@@ -3,7 +3,7 @@
 use super::{Perplexity, cut};
 use crate::EvalError;
 use crate::logits::target_nll;
-use kvsharer_core::{Cache, SearchModel, Stack};
+use kvsharer_core::{Cache, Stack};
 use kvsharer_models::Decoder;
 use rayon::prelude::*;
 
@@ -43,7 +43,7 @@ pub fn perplexity<'p>(
     let windows = cut(text, options.window, 2, options.limit)?;
     let score = |(index, window): (usize, &&[u32])| -> Result<(f64, usize), EvalError> {
         let cache_options = model.cache_options(1, window.len());
-        let mut cache = Cache::new(model.shape(), stack()?, cache_options, &model.device())?;
+        let mut cache = model.cache(stack()?, cache_options)?;
         let nll = window_nll(model, window, options.chunk, &mut cache)?;
         if let Some(token) = nll.iter().position(|nll| !nll.is_finite()) {
             return Err(EvalError::NotFinite { window: index, token: token + 1 });

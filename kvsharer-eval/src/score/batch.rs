@@ -5,7 +5,7 @@ use super::{Likelihood, ScoreOptions, Sequence};
 use crate::EvalError;
 use crate::logits::score_positions;
 use burn::tensor::Tensor;
-use kvsharer_core::{Cache, CacheError, SearchModel, Stack};
+use kvsharer_core::{Cache, CacheError, Stack};
 use kvsharer_models::Decoder;
 
 /// Families of about one length.
@@ -86,7 +86,7 @@ impl Batch<'_> {
         let fresh = |rows: usize| -> Result<Cache<'p>, EvalError> {
             let cache_options = model.cache_options(rows, prefix + tail);
             let cache_options = if prefix > 0 { cache_options.for_prompt(prefix) } else { cache_options };
-            Ok(Cache::new(model.shape(), stack()?, cache_options, &model.device())?)
+            Ok(model.cache(stack()?, cache_options)?)
         };
         let prefix_of = |row: usize| {
             let family = self.families[row];

@@ -2,7 +2,7 @@
 //! the fixture lies beside the script that made it.
 
 use burn::tensor::{DType, Device};
-use kvsharer_core::{CalibrationSet, Distance, Found, LayerId, Order, Pair, SearchOptions, search};
+use kvsharer_core::{CalibrationSet, Distance, Found, LayerId, Order, Pair, Paper, Progress, SearchOptions, search};
 use kvsharer_eval::texts;
 use kvsharer_models::{DEFAULT_MODEL, open_model};
 use serde_json::Value;
@@ -63,9 +63,9 @@ fn compare_trials(run: &Value, found: &Found) {
     for (trial, expected) in found.trials.iter().zip(reference) {
         let (borrower, donor) = (index(&expected[0]), index(&expected[1]));
         assert_eq!((trial.borrower, trial.donor), (LayerId(borrower), LayerId(donor)));
-        close(trial.distance, expected[2].as_f64().unwrap(), 1e-4, "distance");
+        close(trial.distance.unwrap(), expected[2].as_f64().unwrap(), 1e-4, "distance");
         let similarity = expected[3].as_f64().unwrap();
-        assert!((trial.similarity - similarity).abs() < 1e-3, "{trial:?}, expected {similarity}");
+        assert!((trial.similarity.unwrap() - similarity).abs() < 1e-3, "{trial:?}, expected {similarity}");
         assert_eq!(trial.accepted, expected[4].as_bool().unwrap(), "{trial:?}");
     }
 }
@@ -84,15 +84,18 @@ fn distances_order_trials_and_map_are_those_of_the_reference() {
     for run in golden["runs"].as_array().unwrap() {
         let variant = run["distance"].as_str().unwrap();
         let rejecting = !run["max_trials"].is_null();
-        let options = SearchOptions {
+        let paper = Paper {
             distance: if variant == "code" { Distance::Code } else { Distance::Paper },
             order: if run["order"] == "similar" { Order::Similar } else { Order::Dissimilar },
             threshold: run["threshold"].as_f64().unwrap(),
+            seed: 0,
+        };
+        let options = SearchOptions {
             batch: 15,
             max_trials: rejecting.then_some(REJECTING_TRIALS),
             ..SearchOptions::new(index(&run["requested"]))
         };
-        let found = search(&model, &set, &options, |_| {}).unwrap();
+        let found = search(&model, &set, &paper, &options, &mut |_: Progress<'_>| {}).unwrap();
         compare_distances(&golden, variant, &found.ranking);
         if !run["ranked"].is_null() {
             compare_ranking(&golden, variant, run, &found.ranking);
@@ -108,7 +111,8 @@ fn distances_order_trials_and_map_are_those_of_the_reference() {
         }
         assert_eq!(found.trials.len(), run["trials"].as_array().unwrap().len());
         let map: HashMap<String, usize> = serde_json::from_value(run["map"].clone()).unwrap();
-        let ours: HashMap<String, usize> = found.map.iter().map(|(b, d)| (b.to_string(), d.0)).collect();
+        let ours: HashMap<String, usize> =
+            found.draft.sharing().keys().iter().map(|(b, d)| (b.to_string(), d.0)).collect();
         assert_eq!(ours, map);
     }
 }

@@ -11,7 +11,11 @@ use crate::adapter::{Mix, Turn, reorder};
 use crate::{CacheError, axis};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use nalgebra::{Cholesky, DMatrix, DVector};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+
+/// Right-hand sides that one thread solves for at a time.
+const SOLVED_AT_ONCE: usize = 64;
 
 /// Which maps may be fitted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,9 +39,8 @@ pub(crate) struct Sample<'a> {
     pub(crate) rows: &'a [i64],
 }
 
-/// Sums that a least-squares fit needs, of `n` rows `x` and `y`.
+/// What a least-squares fit needs of rows `x` and `y`: their means, and sums of products without them.
 struct Moments {
-    n: f64,
     x: DVector<f64>,
     y: DVector<f64>,
     xx: DMatrix<f64>,
@@ -188,52 +191,53 @@ fn solve_heads(
 }
 
 impl Moments {
-    /// Sums over the rows that `shape` makes of `[head, row, head_dim]` outputs and targets.
+    /// Sums over the rows that `shape` makes of `[head, row, head_dim]` outputs and targets. Means are taken off on the
+    /// device before anything is multiplied: products there may be of 10 bits only.
     fn over(samples: &[Sample<'_>], shape: impl Fn(Tensor<3>) -> Tensor<2>) -> Result<Self, CacheError> {
-        let mut all: Option<Moments> = None;
-        for sample in samples {
-            let rows = |x: &Tensor<4>| shape(pick(x, sample.rows).cast(DType::F32));
-            let (x, y) = (rows(&sample.captured.mixed), rows(sample.target));
-            let ([n, inputs], outputs) = (x.dims(), y.dims()[1]);
-            let read = |x: Tensor<2>| Ok::<_, CacheError>(host(x)?.into_iter().map(f64::from));
-            let moments = Moments {
-                n: n as f64,
-                x: DVector::from_iterator(inputs, read(x.clone().sum_dim(0))?),
-                y: DVector::from_iterator(outputs, read(y.clone().sum_dim(0))?),
-                // Row-major data of a symmetric matrix, and of a transposed product.
-                xx: DMatrix::from_iterator(inputs, inputs, read(x.clone().transpose().matmul(x.clone()))?),
-                xy: DMatrix::from_iterator(inputs, outputs, read(y.transpose().matmul(x))?),
-            };
-            match &mut all {
-                None => all = Some(moments),
-                Some(all) => all.add(&moments),
-            }
+        let rows = |x: &Tensor<4>, sample: &Sample<'_>| shape(pick(x, sample.rows).cast(DType::F32));
+        let pairs: Vec<(Tensor<2>, Tensor<2>)> =
+            samples.iter().map(|s| (rows(&s.captured.mixed, s), rows(s.target, s))).collect();
+        let n: f64 = pairs.iter().map(|(x, _)| x.dims()[0] as f64).sum();
+        let read = |x: Tensor<2>| Ok::<_, CacheError>(host(x)?.into_iter().map(f64::from));
+        let mean = |of: fn(&(Tensor<2>, Tensor<2>)) -> &Tensor<2>| -> Result<(Tensor<2>, DVector<f64>), CacheError> {
+            let sums = pairs.iter().map(|pair| of(pair).clone().sum_dim(0)).reduce(|a, b| a + b);
+            let mean = sums.ok_or(CacheError::Unsupported("a fit without samples"))? / n;
+            let width = mean.dims()[1];
+            Ok((mean.clone(), DVector::from_iterator(width, read(mean)?)))
+        };
+        let ((x_mean, x), (y_mean, y)) = (mean(|pair| &pair.0)?, mean(|pair| &pair.1)?);
+        let (inputs, outputs) = (x.len(), y.len());
+        let mut moments = Moments { x, y, xx: DMatrix::zeros(inputs, inputs), xy: DMatrix::zeros(inputs, outputs) };
+        for (x, y) in pairs {
+            let (x, y) = (x - x_mean.clone(), y - y_mean.clone());
+            // Row-major data of a symmetric matrix, and of a transposed product.
+            moments.xx += DMatrix::from_iterator(inputs, inputs, read(x.clone().transpose().matmul(x.clone()))?);
+            moments.xy += DMatrix::from_iterator(inputs, outputs, read(y.transpose().matmul(x))?);
         }
-        all.ok_or(CacheError::Unsupported("a fit without samples"))
-    }
-
-    fn add(&mut self, other: &Moments) {
-        self.n += other.n;
-        self.x += &other.x;
-        self.y += &other.y;
-        self.xx += &other.xx;
-        self.xy += &other.xy;
+        Ok(moments)
     }
 
     /// The map next to `prior` that minimises `|Y - X W - b|^2 + ridge * v * |W - prior|^2`, `v` the mean variance of
     /// an input channel times the number of rows.
     fn ridge(&self, prior: &DMatrix<f64>, ridge: f64) -> Result<(DMatrix<f64>, DVector<f64>), CacheError> {
-        let (x, y) = (&self.x / self.n, &self.y / self.n);
-        let mut xx = &self.xx - &x * x.transpose() * self.n;
-        let xy = &self.xy - &x * y.transpose() * self.n;
+        let mut xx = self.xx.clone();
         let mean = xx.trace() / xx.nrows() as f64;
-        let rest = xy - &xx * prior;
+        let rest = &self.xy - &xx * prior;
         for i in 0..xx.nrows() {
             xx[(i, i)] += (ridge * mean).max(f64::MIN_POSITIVE);
         }
         let factor = Cholesky::new(xx).ok_or(CacheError::Unsupported("a fit to values that are not finite"))?;
-        let weight = prior + factor.solve(&rest);
-        let bias = y - weight.transpose() * x;
+        let columns: Vec<DMatrix<f64>> = (0..rest.ncols())
+            .step_by(SOLVED_AT_ONCE)
+            .map(|first| rest.columns(first, SOLVED_AT_ONCE.min(rest.ncols() - first)).into_owned())
+            .collect();
+        let solved: Vec<DMatrix<f64>> = columns.par_iter().map(|columns| factor.solve(columns)).collect();
+        let mut weight = prior.clone();
+        for (index, solved) in solved.iter().enumerate() {
+            let mut columns = weight.columns_mut(index * SOLVED_AT_ONCE, solved.ncols());
+            columns += solved;
+        }
+        let bias = &self.y - weight.transpose() * &self.x;
         Ok((weight, bias))
     }
 }

@@ -5,7 +5,7 @@ use super::objective::{Reference, cosine_loss};
 use super::replay::{Batch, Captured, Run};
 use super::target::is_reached;
 use super::{
-    Change, Distance, Draft, Fit, Found, Move, Objective, Observer, Pair, Progress, SearchError, SearchModel,
+    Change, Distance, Draft, Fit, Found, Move, Objective, Observer, Order, Pair, Progress, SearchError, SearchModel,
     SearchOptions, Step, Trial, Units,
 };
 use crate::{Adapter, Averages, CacheError, CalibrationSet, LayerId, ModelShape, hex};
@@ -54,11 +54,12 @@ pub trait Ground {
     /// All moves the options allow on top of a draft, by borrower, donor, units.
     fn moves(&self, draft: &Draft) -> Vec<Move>;
 
-    /// All pairs of layers with the distances of their average caches in the untouched model.
+    /// All pairs of layers that may share, with the distances of their average caches in the untouched model, and what
+    /// each would share, in the order of trial.
     ///
     /// # Errors
-    /// If the device fails.
-    fn pairs(&self, distance: Distance) -> Result<Vec<Pair>, SearchError>;
+    /// If the device fails or a distance is no number.
+    fn rank(&mut self, distance: Distance, order: Order, seed: u64) -> Result<Vec<(Pair, Units)>, SearchError>;
 
     /// The objective with some changes on top of the accepted draft; `None` if it is above the bound.
     ///
@@ -175,6 +176,7 @@ impl<'a, M: SearchModel> Searching<'a, M> {
             histories: Vec::new(),
             found: Found {
                 draft: Draft::default(),
+                ranking: Vec::new(),
                 trials: Vec::new(),
                 steps: Vec::new(),
                 adapters: BTreeMap::new(),
@@ -483,11 +485,21 @@ impl<M: SearchModel> Ground for Searching<'_, M> {
         moves
     }
 
-    fn pairs(&self, distance: Distance) -> Result<Vec<Pair>, SearchError> {
+    fn rank(&mut self, distance: Distance, order: Order, seed: u64) -> Result<Vec<(Pair, Units)>, SearchError> {
         let batches: Vec<&Batch> = self.batches.iter().map(|watched| &watched.batch).collect();
         let mut pairs = distance.pairs(&Averages::over(self.model.shape(), &batches)?);
-        pairs.retain(|pair| self.model.may_share(pair.borrower, pair.donor));
-        Ok(pairs)
+        let near = |pair: &Pair| self.options.reach.is_none_or(|reach| pair.borrower.0 - pair.donor.0 <= reach);
+        pairs.retain(|pair| near(pair) && self.model.may_share(pair.borrower, pair.donor));
+        let broken = |pair: &&Pair| !(pair.key.is_finite() && pair.value.is_finite());
+        if let Some(&Pair { donor, borrower, .. }) = pairs.iter().find(broken) {
+            return Err(SearchError::NotFinite { what: "distance", donor, borrower });
+        }
+        let kinds = self.options.units.kinds();
+        let mut ranking: Vec<(Pair, Units)> =
+            pairs.into_iter().flat_map(|pair| kinds.iter().map(move |&units| (pair, units))).collect();
+        order.sort(&mut ranking, seed);
+        self.found.ranking = ranking.iter().map(|(pair, _)| *pair).collect();
+        Ok(ranking)
     }
 
     fn judge(&mut self, changes: &[Change], ask: Ask) -> Result<Option<f64>, SearchError> {

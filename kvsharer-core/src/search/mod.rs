@@ -281,6 +281,8 @@ impl<F: FnMut(Progress<'_>)> Observer for F {
 pub struct Found {
     /// The sharing map with its fitted maps.
     pub draft: Draft,
+    /// The pairs in the order of trial, of strategies that rank them.
+    pub ranking: Vec<Pair>,
     /// All trials in order.
     pub trials: Vec<Trial>,
     /// All accepted steps in order; the last is the draft.

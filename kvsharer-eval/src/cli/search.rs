@@ -102,6 +102,9 @@ pub(super) struct SearchFlags {
     /// Cut the text into windows of --sample-tokens tokens instead of lines
     #[arg(long)]
     windows: bool,
+    /// Samples of the text that are left out before the first
+    #[arg(long, default_value_t = 0)]
+    skip: usize,
     /// Samples used, the first of the text
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) samples: u32,
@@ -391,6 +394,7 @@ impl SearchFlags {
             layer_types: self.layer_types.clone(),
             calibration: self.calibration.clone(),
             windows: self.windows,
+            skip: self.skip,
             samples: self.samples as usize,
             sample_tokens: self.sample_tokens as usize,
             max_trials: self.max_trials,

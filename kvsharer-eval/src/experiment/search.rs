@@ -89,6 +89,8 @@ pub struct SearchSpec {
     pub calibration: Option<PathBuf>,
     /// Whether the text is cut into windows of `sample_tokens` tokens instead of lines.
     pub windows: bool,
+    /// Samples of the text that are left out before the first.
+    pub skip: usize,
     /// Samples used, the first of the text.
     pub samples: usize,
     /// Tokens each sample is cut to.
@@ -121,6 +123,7 @@ impl Default for SearchSpec {
             layer_types: None,
             calibration: None,
             windows: false,
+            skip: 0,
             samples: 30,
             sample_tokens: 64,
             max_trials: None,
@@ -218,11 +221,11 @@ impl SearchSpec {
         let ids = match self.windows {
             true => {
                 let ids = tokenizer.encode(text).map_err(ModelError::from)?;
-                let windows = ids.chunks(self.sample_tokens.max(1)).take(self.samples);
+                let windows = ids.chunks(self.sample_tokens.max(1)).skip(self.skip).take(self.samples);
                 windows.map(<[u32]>::to_vec).collect()
             }
             false => {
-                let lines: Vec<&str> = texts::samples(text).take(self.samples).collect();
+                let lines: Vec<&str> = texts::samples(text).skip(self.skip).take(self.samples).collect();
                 tokenizer.encode_batch(&lines).map_err(ModelError::from)?
             }
         };

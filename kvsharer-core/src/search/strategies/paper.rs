@@ -2,7 +2,7 @@
 //! while the model's output stays similar, stop at the number asked for.
 
 use super::SearchStrategy;
-use crate::search::{Ask, Change, Distance, Draft, Fit, Ground, Move, Order, Pair, SearchError, Units};
+use crate::search::{Ask, Change, Distance, Draft, Fit, Ground, Move, Order, SearchError};
 use crate::{Kv, Objective, SearchRecord};
 
 /// Ranked pairs behind a gate. As in the official code, a donor that borrows is followed to its owner, and when a donor
@@ -49,22 +49,12 @@ impl SearchStrategy for Paper {
         if self.threshold.is_nan() || cosine && !(-1.0..=1.0).contains(&self.threshold) {
             return Err(SearchError::BadThreshold(self.threshold));
         }
-        let options = *ground.options();
-        let pairs = ground.pairs(self.distance)?;
-        let broken = |pair: &&Pair| !(pair.key.is_finite() && pair.value.is_finite());
-        if let Some(&Pair { donor, borrower, .. }) = pairs.iter().find(broken) {
-            return Err(SearchError::NotFinite { what: "distance", donor, borrower });
-        }
-        let within = |pair: &Pair| options.reach.is_none_or(|reach| pair.borrower.0 - pair.donor.0 <= reach);
-        let pairs = pairs.into_iter().filter(within);
-        let mut ranking: Vec<(Pair, Units)> =
-            pairs.flat_map(|pair| options.units.kinds().iter().map(move |&units| (pair, units))).collect();
-        self.order.sort(&mut ranking, self.seed);
+        let fitted = ground.options().fit != Fit::None;
+        let ranking = ground.rank(self.distance, self.order, self.seed)?;
         for (pair, units) in ranking {
             if ground.is_done() {
                 break;
             }
-            let fitted = options.fit != Fit::None;
             let share = Move { borrower: pair.borrower, donor: pair.donor, units, fitted };
             if shares(ground.draft(), &share) {
                 continue;

@@ -57,13 +57,14 @@ pub enum AdaptersError {
 }
 
 impl Strategy {
-    /// Writes the strategy to `path` and its fitted maps, if it has any, beside it.
+    /// Writes the strategy to `path` and its fitted maps, if it has any, beside it; gives what was written.
     ///
     /// # Errors
     /// [`StrategyError`](crate::StrategyError) if a file cannot be written.
-    pub fn save_with(&self, path: &Path, maps: &BTreeMap<String, Adapter>) -> Result<(), crate::StrategyError> {
+    pub fn save_with(&self, path: &Path, maps: &BTreeMap<String, Adapter>) -> Result<Self, crate::StrategyError> {
         if maps.is_empty() {
-            return self.save(path);
+            self.save(path)?;
+            return Ok(self.clone());
         }
         let file = path.with_extension("safetensors");
         let broken = |what: String| AdaptersError::Broken { path: file.clone(), what };
@@ -77,7 +78,9 @@ impl Strategy {
         write_atomically(&file, &bytes).map_err(|source| AdaptersError::Io { path: file.clone(), source })?;
         let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let file = AdapterFile { name, sha256: hex(&Sha256::digest(&bytes)) };
-        Self { adapter_file: Some(file), ..self.clone() }.save(path)
+        let saved = Self { adapter_file: Some(file), ..self.clone() };
+        saved.save(path)?;
+        Ok(saved)
     }
 
     /// Reads the fitted maps of a strategy that was loaded from `path`; none if it has none.

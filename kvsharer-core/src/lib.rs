@@ -95,7 +95,7 @@ pub use rope::{Rope, RopeTable};
 pub use search::{
     Adjacent, Ask, Beam, Change, Distance, Draft, DropLayers, Fit, Fixed, Found, Gate, Greedy, Ground, LayerTypesError,
     Move, Objective, Observer, Order, Pair, Paper, Progress, Refine, Refit, SearchError, SearchModel, SearchOptions,
-    SearchStrategy, Step, Strategies, Target, Trial, Units, search,
+    SearchStrategy, Step, Strategies, Target, Trial, Units, Verdict, search,
 };
 pub use shape::{KvShape, ModelShape};
 pub use sharing::{LayerMap, Sharing};

@@ -4,8 +4,8 @@ use burn::tensor::{Device, Distribution, Int, Tensor};
 use kvsharer_core::testing::{ToyModel, max_difference, toy_tokens};
 use kvsharer_core::{
     Budget, Cache, CalibrationSet, Eviction, Evidence, EvidenceKind, Fresh, Group, GroupState, Hidden, KeptTokens,
-    LayerId, LayerKvPolicy, Lengths, MaskCache, Pass, Plan, PlanError, Positions, SearchModel, SearchOptions, Sharing,
-    Stack, Window, attend, search,
+    LayerId, LayerKvPolicy, Lengths, MaskCache, Paper, Pass, Plan, PlanError, Positions, Progress, SearchModel,
+    SearchOptions, Sharing, Stack, Window, attend, search,
 };
 
 const WINDOW: usize = 7;
@@ -111,10 +111,11 @@ fn a_search_runs_samples_through_the_windows_and_shares_within_them() {
     let windows = [Some(WINDOW), None, Some(WINDOW), None];
     let samples = toy_tokens(3, TOKENS, 4);
     let set = CalibrationSet::new(samples, TOKENS).unwrap();
-    let options = SearchOptions { threshold: -1.0, ..SearchOptions::new(2) };
-    let found = search(&model(&windows), &set, &options, |_| {}).unwrap();
+    let (ungated, options) = (Paper { threshold: -1.0, ..Paper::default() }, SearchOptions::new(2));
+    let mut watch = |_: Progress<'_>| {};
+    let found = search(&model(&windows), &set, &ungated, &options, &mut watch).unwrap();
     assert_eq!(found.ranking.len(), 2, "only layers of one window pair up");
-    let full = search(&model(&[None; 4]), &set, &options, |_| {}).unwrap();
+    let full = search(&model(&[None; 4]), &set, &ungated, &options, &mut watch).unwrap();
     assert_ne!(found.trials[0].similarity, full.trials[0].similarity);
 }
 

@@ -4,8 +4,8 @@ use crate::EvalError;
 use kvsharer_core::{Observer, Progress};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// One line: the search that the file belongs to, or a trial of it.
@@ -27,17 +27,21 @@ pub struct Journal {
 
 impl Journal {
     /// Opens the journal of the search called `search` (a hash of all it depends on). One of another search is begun
-    /// anew; an incomplete last line is cut off.
+    /// anew; an incomplete last line is cut off. `None` while another process writes it: two searches into one file do
+    /// not share a journal.
     ///
     /// # Errors
     /// [`EvalError::Io`] if the file cannot be read or written.
-    pub fn open(path: &Path, search: &str) -> Result<Self, EvalError> {
+    pub fn open(path: &Path, search: &str) -> Result<Option<Self>, EvalError> {
         let io = |source| EvalError::Io { path: path.into(), source };
-        let text = match std::fs::read(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(io(error)),
-        };
+        let mut file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path).map_err(io)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(io(error)),
+        }
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).map_err(io)?;
         let mut known = HashMap::new();
         let (mut kept, mut ours) = (0, false);
         for line in text.split_inclusive(|&byte| byte == b'\n') {
@@ -48,14 +52,13 @@ impl Journal {
             }
             kept += line.len();
         }
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(io)?;
         file.set_len(kept as u64).map_err(io)?;
+        file.seek(SeekFrom::End(0)).map_err(io)?;
         let mut journal = Self { path: path.into(), file, known };
-        std::io::Seek::seek(&mut journal.file, std::io::SeekFrom::End(0)).map_err(io)?;
         if !ours {
             journal.append(&Line::Search { search: search.into() }).map_err(io)?;
         }
-        Ok(journal)
+        Ok(Some(journal))
     }
 
     /// Trials that were judged before.
@@ -73,7 +76,12 @@ impl Journal {
     /// # Errors
     /// [`EvalError::Io`] if that fails.
     pub fn remove(self) -> Result<(), EvalError> {
-        std::fs::remove_file(&self.path).map_err(|source| EvalError::Io { path: self.path, source })
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(EvalError::Io { path: self.path, source: error })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn append(&mut self, line: &Line) -> std::io::Result<()> {
@@ -119,20 +127,21 @@ mod tests {
     fn a_journal_goes_on_after_a_cut_line_and_begins_anew_for_another_search() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s.journal");
-        let mut journal = Journal::open(&path, "a").unwrap();
+        let mut journal = Journal::open(&path, "a").unwrap().unwrap();
+        assert!(Journal::open(&path, "a").unwrap().is_none(), "another process has it");
         let mut watched = Journaled { journal: Some(&mut journal), watch: |_: Progress<'_>| {} };
         watched.keep("x", 0.1 + 0.2, true).unwrap();
         watched.keep("y", 2.0, false).unwrap();
         drop(journal);
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..whole.len() - 4]).unwrap();
-        let mut journal = Journal::open(&path, "a").unwrap();
+        let mut journal = Journal::open(&path, "a").unwrap().unwrap();
         assert_eq!(journal.len(), 1);
         let mut watched = Journaled { journal: Some(&mut journal), watch: |_: Progress<'_>| {} };
         assert_eq!(watched.recall("x"), Some((0.1 + 0.2, true)));
         watched.keep("y", 2.0, false).unwrap();
         drop(journal);
         assert_eq!(std::fs::read(&path).unwrap(), whole);
-        assert!(Journal::open(&path, "b").unwrap().is_empty());
+        assert!(Journal::open(&path, "b").unwrap().unwrap().is_empty());
     }
 }

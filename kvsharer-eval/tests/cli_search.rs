@@ -30,7 +30,9 @@ fn the_strategy_file_has_the_fields_that_others_rely_on() {
         "model",
         "reached",
         "requested",
+        "saved",
         "search",
+        "steps",
         "trials",
         "value_map",
         "version",
@@ -39,7 +41,7 @@ fn the_strategy_file_has_the_fields_that_others_rely_on() {
     assert_has(&strategy["model"], &["architecture", "layers", "heads", "kv_heads", "head_dim", "hash"]);
     assert_has(&strategy["search"], &["name", "order", "distance", "objective", "threshold", "seed"]);
     assert_eq!(keys(&strategy["calibration"]), ["hash", "samples", "tokens"]);
-    assert_eq!(keys(&strategy["trials"][0]), ["accepted", "borrower", "distance", "donor", "similarity"]);
+    assert_eq!(keys(&strategy["trials"][0]), ["accepted", "borrower", "distance", "donor", "similarity", "units"]);
     assert_eq!(strategy["version"], 1);
     assert_eq!(strategy["key_map"], serde_json::json!({ "1": 0 }));
     assert_eq!(strategy["key_map"], strategy["value_map"]);
@@ -56,7 +58,9 @@ fn json_on_stdout_is_the_file_plus_what_the_run_cost() {
     let fields = printed.as_object_mut().expect("an object");
     assert!(fields.remove("seconds").and_then(|value| value.as_f64()).is_some_and(|seconds| seconds > 0.0));
     assert_eq!(fields.remove("evaluations"), Some(1.into()));
-    fields.remove("layers_run");
+    for field in ["layers_run", "evaluations_exhaustive", "evaluations_resumed"] {
+        assert!(fields.remove(field).is_some(), "{field}");
+    }
     assert_eq!(printed, written(work.path()));
 }
 
@@ -210,5 +214,107 @@ fn the_map_is_drawn_for_people() {
     let work = folder();
     let text = search(work.path(), &["--threshold", "-1"]).succeeds().stdout;
     assert!(text.contains("█·") && text.contains("0 is read by 1"), "{text}");
-    assert!(text.contains("1 of 2 layers share after 1 trials") && text.contains("written to strategy.json"), "{text}");
+    assert!(
+        text.contains("1 of 2 layers share, 50.0 % of the KV bytes saved, after 1 trials")
+            && text.contains("written to strategy.json"),
+        "{text}"
+    );
+}
+
+#[test]
+fn every_strategy_searches_and_what_it_finds_can_be_run() {
+    let strategies: [&[&str]; 10] = [
+        &["--strategy-search", "random", "--threshold", "-1"],
+        &["--strategy-search", "adjacent"],
+        &["--strategy-search", "greedy", "--units", "values"],
+        &["--strategy-search", "lazy-greedy", "--units", "apart", "--fit", "heads", "--plain-too"],
+        &["--strategy-search", "lazy-greedy,refine,refit", "--units", "apart", "--fit", "full", "--held-back", "25%"],
+        &["--strategy-search", "greedy", "--units", "keys", "--fit", "heads", "--permute-heads", "--reach", "1"],
+        &["--strategy-search", "beam", "--beams", "2", "--objective", "nll"],
+        &["--strategy-search", "drop"],
+        &["--strategy-search", "fixed", "--layer-types", "0_0"],
+        &["--strategy-search", "greedy", "--objective", "hidden-cosine", "--gate", "paper"],
+    ];
+    let tiny = tiny();
+    for options in strategies {
+        let work = folder();
+        let share = if options.contains(&"values") || options.contains(&"keys") { "20%" } else { "50%" };
+        let more = [&["--share", share, "--samples", "8", "--sample-tokens", "16", "--json"], options].concat();
+        let args = [&["search", "-m", &tiny, "-o", "s.json"], &more[..]].concat();
+        let printed = run(work.path(), &args).json();
+        assert_eq!(printed["reached"], printed["requested"], "{options:?}");
+        assert!(printed["steps"].as_array().is_some_and(|steps| !steps.is_empty()), "{options:?}");
+        assert!(!work.path().join("s.journal").exists());
+        let fitted = options.contains(&"--fit");
+        assert_eq!(work.path().join("s.safetensors").exists(), fitted, "{options:?}");
+        write(work.path(), "text.txt", "a few words to score, and a few more of them behind.");
+        let task = ["--task", "perplexity=text.txt", "--window", "16", "-o", "r.json", "--json"];
+        let scored = [&["eval", "-m", &tiny, "--strategy", "s.json", "--at", share], &task[..]].concat();
+        let results = run(work.path(), &scored).json();
+        let saved = printed["saved"].as_f64().expect("a fraction");
+        let full = run(work.path(), &[&["eval", "-m", &tiny], &task[..]].concat()).json();
+        let bytes = |results: &Value| results["plan_bytes"].as_f64().expect("bytes");
+        assert!((bytes(&results) / bytes(&full) - (1.0 - saved)).abs() < 1e-9, "{options:?}");
+    }
+}
+
+#[test]
+fn a_killed_search_goes_on_where_it_was() {
+    let whole = folder();
+    let options = ["--strategy-search", "greedy", "--units", "apart", "--fit", "heads"];
+    search(whole.path(), &options).succeeds();
+    let work = folder();
+    // What a search leaves that was killed after some trials: its journal.
+    let cut = search(work.path(), &[&options[..], &["--max-trials", "2"]].concat()).succeeds();
+    assert!(cut.stderr.contains("gave up"), "{}", cut.stderr);
+    let mut child = program()
+        .args([&["search", "-m", &tiny(), "--share", "1", "-o", "strategy.json"], &options[..]].concat())
+        .current_dir(work.path())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("the program starts");
+    let journal = work.path().join("strategy.journal");
+    let begun = (0..2000).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        std::fs::metadata(&journal).is_ok_and(|metadata| metadata.len() > 100)
+    });
+    child.kill().expect("it can be killed");
+    child.wait().expect("an end");
+    let resumed = search(work.path(), &[&options[..], &["--json"]].concat()).json();
+    assert!(!begun || resumed["evaluations_resumed"].as_u64() > Some(0) || !journal.exists());
+    for field in ["key_map", "value_map", "trials", "steps"] {
+        assert_eq!(resumed[field], written(whole.path())[field], "{field}");
+    }
+}
+
+#[test]
+fn searches_of_the_same_options_can_be_compared_trial_by_trial() {
+    let work = folder();
+    search(work.path(), &["--threshold", "-1"]).succeeds();
+    std::fs::rename(work.path().join("strategy.json"), work.path().join("other.json")).expect("a file");
+    let same = search(work.path(), &["--threshold", "-1", "--compare", "other.json", "--json"]).json();
+    assert_eq!(same["parts"]["same"], true);
+    let other = search(work.path(), &["--threshold", "1", "--compare", "other.json", "--json"]).json();
+    assert_eq!((&other["parts"]["same"], &other["parts"]["trial"]), (&false.into(), &0.into()));
+}
+
+#[test]
+fn maps_that_cannot_be_carried_out_are_refused_with_the_reason() {
+    let work = folder();
+    write(work.path(), "late.json", r#"{"0": 1}"#);
+    write(work.path(), "none.json", "[1, 2]");
+    for (options, expected) in [
+        (&["--layer-types", "0_2"][..], "later layers"),
+        (&["--layer-types", "0_0_0"], "3 layer types for a model of 2 layers"),
+        (&["--layer-types", "0s_1"], "sliding window"),
+        (&["--map", "late.json"], "a donor must come before its borrower"),
+        (&["--map", "none.json"], "none.json: no map"),
+        (&["--map", "missing.json"], "missing.json: No such file"),
+        (&[], "wants a map or layer types"),
+    ] {
+        search(work.path(), &[&["--strategy-search", "fixed"], options].concat()).fails(2, expected);
+    }
+    search(work.path(), &["--held-back", "100%"]).fails(2, "from 0% to below 100%");
+    run(work.path(), &["search", "-m", &tiny(), "--share", "90%"]).fails(2, "can be");
 }

@@ -39,6 +39,9 @@ pub(crate) struct Sample<'a> {
     pub(crate) rows: &'a [i64],
 }
 
+/// A matrix, a row an input channel, and a bias.
+type Affine = (DMatrix<f64>, DVector<f64>);
+
 /// What a least-squares fit needs of rows `x` and `y`: their means, and sums of products without them.
 struct Moments {
     x: DVector<f64>,
@@ -173,11 +176,7 @@ pub(crate) fn assign(errors: &[Vec<f64>]) -> Vec<usize> {
     }
 }
 
-fn solve_heads(
-    samples: &[Sample<'_>],
-    kv_heads: usize,
-    ridge: f64,
-) -> Result<Vec<(DMatrix<f64>, DVector<f64>)>, CacheError> {
+fn solve_heads(samples: &[Sample<'_>], kv_heads: usize, ridge: f64) -> Result<Vec<Affine>, CacheError> {
     let [_, heads, _, dim] = samples[0].target.dims();
     let group = heads / kv_heads;
     let solve = |kv_head: usize| {
@@ -219,7 +218,7 @@ impl Moments {
 
     /// The map next to `prior` that minimises `|Y - X W - b|^2 + ridge * v * |W - prior|^2`, `v` the mean variance of
     /// an input channel times the number of rows.
-    fn ridge(&self, prior: &DMatrix<f64>, ridge: f64) -> Result<(DMatrix<f64>, DVector<f64>), CacheError> {
+    fn ridge(&self, prior: &DMatrix<f64>, ridge: f64) -> Result<Affine, CacheError> {
         let mut xx = self.xx.clone();
         let mean = xx.trace() / xx.nrows() as f64;
         let rest = &self.xy - &xx * prior;

@@ -28,6 +28,22 @@ impl Default for Ask {
     }
 }
 
+/// What is known of a candidate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Verdict {
+    /// Its objective; if it was given up, that of the samples it was judged by, which the whole of them may undercut.
+    pub loss: f64,
+    /// Whether all samples were looked at.
+    pub whole: bool,
+}
+
+impl Verdict {
+    /// The objective, if it is known and at most `bound`.
+    pub fn within(self, bound: f64) -> Option<f64> {
+        (self.whole && self.loss <= bound).then_some(self.loss)
+    }
+}
+
 /// What a strategy may do.
 pub trait Ground {
     /// Shapes of the model's layers.
@@ -61,11 +77,11 @@ pub trait Ground {
     /// If the device fails or a distance is no number.
     fn rank(&mut self, distance: Distance, order: Order, seed: u64) -> Result<Vec<(Pair, Units)>, SearchError>;
 
-    /// The objective with some changes on top of the accepted draft; `None` if it is above the bound.
+    /// The objective with some changes on top of the accepted draft.
     ///
     /// # Errors
     /// If the model's attention fails or the objective is no number.
-    fn judge(&mut self, changes: &[Change], ask: Ask) -> Result<Option<f64>, SearchError>;
+    fn judge(&mut self, changes: &[Change], ask: Ask) -> Result<Verdict, SearchError>;
 
     /// Takes changes over, whatever they do to the objective.
     ///
@@ -284,11 +300,15 @@ impl<'a, M: SearchModel> Searching<'a, M> {
         in_waves(batches, self.options.parallel, |watched| watched.batch.capture(self.model, from, layer, draft))
     }
 
-    /// The loss of a draft and the runs behind it, fewer than there are batches if the bound was passed.
+    /// The loss of a draft and the runs behind it, fewer than there are batches if the bound was passed; the loss is then
+    /// that of those batches.
     fn losses(&mut self, draft: &Draft, from: LayerId, bound: f64) -> Result<(f64, Vec<Run>), SearchError> {
         let mut runs = Vec::with_capacity(self.batches.len());
-        let (mut sum, all) = (0.0, self.batches.iter().filter_map(|w| w.reference.as_ref()).map(Reference::count));
-        let count = all.sum::<usize>().max(1) as f64;
+        let counts = |batches: &[Watched]| {
+            batches.iter().filter_map(|watched| watched.reference.as_ref()).map(Reference::count).sum::<usize>().max(1)
+                as f64
+        };
+        let (mut sum, count) = (0.0, counts(&self.batches));
         for wave in self.batches.chunks(self.options.parallel.max(1)) {
             let model = self.model;
             let run = |watched: &Watched| {
@@ -310,7 +330,7 @@ impl<'a, M: SearchModel> Searching<'a, M> {
                 let batches: Vec<&Batch> = self.batches.iter().map(|watched| &watched.batch).collect();
                 cosine_loss(self.options.gate, &batches, &runs)?
             }
-            _ => sum / count,
+            _ => sum / counts(&self.batches[..runs.len()]),
         };
         Ok((loss, runs))
     }
@@ -502,7 +522,7 @@ impl<M: SearchModel> Ground for Searching<'_, M> {
         Ok(ranking)
     }
 
-    fn judge(&mut self, changes: &[Change], ask: Ask) -> Result<Option<f64>, SearchError> {
+    fn judge(&mut self, changes: &[Change], ask: Ask) -> Result<Verdict, SearchError> {
         self.tell();
         let key = self.key(changes);
         let recalled = self.observer.recall(&key);
@@ -524,7 +544,7 @@ impl<M: SearchModel> Ground for Searching<'_, M> {
             let what = if self.options.objective.adds_up() { "objective" } else { "similarity" };
             return Err(SearchError::NotFinite { what, donor, borrower });
         }
-        Ok((whole && loss <= ask.bound).then_some(loss))
+        Ok(Verdict { loss, whole })
     }
 
     fn accept(&mut self, changes: &[Change]) -> Result<(), SearchError> {

@@ -14,7 +14,7 @@ pub use distance::{Distance, Order, Pair, Units};
 pub use draft::{Change, Draft, Move};
 pub use fit::Fit;
 pub use gate::Gate;
-pub use ground::{Ask, Ground};
+pub use ground::{Ask, Ground, Verdict};
 pub use objective::Objective;
 pub(crate) use replay::Batch;
 pub use replay::SearchModel;
@@ -187,8 +187,8 @@ pub struct Trial {
     /// Similarity of the outputs with all replacements so far and this one, for [`Objective::HiddenCosine`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub similarity: Option<f64>,
-    /// The objective with all replacements so far and this one, for other objectives; a lower bound of it if the trial
-    /// was abandoned.
+    /// The objective with all replacements so far and this one, for other objectives; that of the samples looked at if
+    /// the trial was abandoned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub objective: Option<f64>,
     /// Whether part of the samples was enough to see that an earlier candidate is better.

@@ -66,7 +66,7 @@ pub(super) struct SearchFlags {
     /// The farthest a donor may be below its reader, in layers
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) reach: Option<u32>,
-    /// Least number of candidates that lazy-greedy, beam and refine judge at a step
+    /// Candidates that lazy-greedy, beam and refine judge at a step, the cheapest when last judged
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) width: u32,
     /// Drafts that a beam search keeps
@@ -242,14 +242,15 @@ pub(super) fn run(args: &SearchArgs, global: &Global) -> Result<(), CliError> {
     let key = json!([files.fingerprint()?, set.hash(), args.options.spec(), global.seed, global.dtype.name()]);
     let key = hex(&Sha256::digest(key.to_string()));
     let mut journal = Journal::open(&args.output.with_extension("journal"), &key)?;
-    let resumed = journal.len();
+    let resumed = journal.as_ref().map_or(0, Journal::len);
     if resumed > 0 {
         complain(&format!("going on with an interrupted search: {resumed} trials are known"));
     }
-    let Searched { strategy, found, seconds } =
-        args.options.search(&files, &model, &set, Some(&mut journal), global)?;
-    strategy.save_with(&args.output, &found.adapters)?;
-    journal.remove()?;
+    let Searched { strategy, found, seconds } = args.options.search(&files, &model, &set, journal.as_mut(), global)?;
+    let strategy = strategy.save_with(&args.output, &found.adapters)?;
+    if let Some(journal) = journal {
+        journal.remove()?;
+    }
     let parts = other.as_ref().map(|other| strategy.parts_from(other));
     if global.json {
         let parts = parts.map(|parts| match parts {

@@ -165,7 +165,14 @@ impl Runner {
                         (batch, Lengths::new(spec.prompt, spec.prompt + spec.generate))
                     }
                 };
-                self.solved(loaded, model.shape(), sharing.as_ref(), &stack.policies, share, batch, lengths)?
+                self.solved(
+                    (&loaded.files.shape(), model.shape()),
+                    sharing.as_ref(),
+                    &stack.policies,
+                    share,
+                    batch,
+                    lengths,
+                )?
             }
         };
         let stack_of = || build_stack(sharing.as_ref(), &policies);
@@ -206,9 +213,11 @@ impl Runner {
                 let Strategy { key_map, value_map, search, calibration, reached, requested, saved, .. } =
                     found.strategy;
                 let (fitted, trials, seconds) = (found.strategy.adapters.len(), found.trials, found.seconds);
+                let (objective, held_back) = (found.objective, found.held_back);
                 json!({ "key_map": key_map, "value_map": value_map, "search": search, "calibration": calibration,
                     "reached": reached, "requested": requested, "saved": saved, "fitted_layers": fitted,
-                    "trials": trials, "search_seconds": seconds })
+                    "trials": trials, "objective": objective, "held_back": held_back,
+                    "search_seconds": seconds })
             }),
             stack: stack.name.clone(),
             policies: own.names(),
@@ -267,7 +276,8 @@ impl Runner {
         // Up to the step that is used: what a search for so much would have taken.
         let step = strategy.steps.iter().find(|step| (step.saved - strategy.saved).abs() < 1e-9);
         let trials = step.map_or(strategy.trials.len(), |step| step.trials);
-        Ok(Some(FoundStrategy { strategy, path, trials, seconds }))
+        let (objective, held_back) = step.map_or((None, None), |step| (Some(step.objective), step.held_back));
+        Ok(Some(FoundStrategy { strategy, path, trials, objective, held_back, seconds }))
     }
 
     /// The strategy that a search finds, kept in a file beside the results so that it is found once.
@@ -296,7 +306,7 @@ impl Runner {
         let options = spec.options(batch, parallel);
         let strategy = spec.strategy(loaded.files.config().layers, seed)?;
         let mut journal = Journal::open(&path.with_extension("journal"), &key)?;
-        let mut observer = Journaled { journal: Some(&mut journal), watch: |_: Progress<'_>| {} };
+        let mut observer = Journaled { journal: journal.as_mut(), watch: |_: Progress<'_>| {} };
         let start = Instant::now();
         let found = search(&loaded.model, &set, strategy.as_ref(), &options, &mut observer)?;
         let seconds = start.elapsed().as_secs_f64();
@@ -305,21 +315,22 @@ impl Runner {
         write_atomically(&timed, format!("{seconds}\n").as_bytes())
             .map_err(|source| EvalError::Io { path: timed.clone(), source })?;
         strategy.save_with(&path, &found.adapters)?;
-        journal.remove()?;
+        if let Some(journal) = journal {
+            journal.remove()?;
+        }
         Ok((Strategy::load(&path)?, path))
     }
 
     fn solved(
         &self,
-        loaded: &Loaded,
-        shape: &ModelShape,
+        (full, shape): (&ModelShape, &ModelShape),
         sharing: Option<&Sharing>,
         policies: &[String],
         share: f64,
         batch: usize,
         lengths: Lengths,
     ) -> Result<Vec<String>, EvalError> {
-        let full = Plan::new(&loaded.files.shape(), &Stack::new())?.bytes(batch, lengths, self.dtype.size());
+        let full = Plan::new(full, &Stack::new())?.bytes(batch, lengths, self.dtype.size());
         let bytes = (full as f64 * share) as usize;
         let target = Target { bytes, batch, lengths, element_bytes: self.dtype.size() };
         Ok(solve_budget(shape, sharing, policies, target)?.policies)
@@ -332,6 +343,9 @@ struct FoundStrategy {
     path: PathBuf,
     /// Trials up to the step that is used.
     trials: usize,
+    /// The objective of that step, on the samples searched with and on those held back.
+    objective: Option<f64>,
+    held_back: Option<f64>,
     /// Seconds of the whole search, if it was made here and in one go.
     seconds: Option<f64>,
 }

@@ -65,7 +65,7 @@ pub struct SearchSpec {
     pub ridge: f64,
     /// The farthest a donor may be below its borrower.
     pub reach: Option<usize>,
-    /// Least number of candidates that lazy strategies judge at a step.
+    /// Candidates that lazy strategies judge at a step.
     pub width: usize,
     /// Drafts of a beam search.
     pub beams: usize,

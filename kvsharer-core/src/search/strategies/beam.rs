@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 pub struct Beam {
     /// Drafts kept.
     pub beams: usize,
-    /// Least number of candidates judged for each; `None` judges all.
+    /// Candidates judged for each, beside those never judged before; `None` judges all.
     pub width: Option<usize>,
 }
 

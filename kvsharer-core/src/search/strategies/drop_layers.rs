@@ -24,9 +24,9 @@ impl SearchStrategy for DropLayers {
             for layer in left {
                 let change = Change::Drop { layer };
                 let bound = best.map_or(f64::INFINITY, |(loss, _)| loss);
-                match ground.judge(&[change], Ask { bound, ..Ask::default() })? {
-                    Some(loss) if best.is_none_or(|(least, _)| loss < least) => best = Some((loss, change)),
-                    _ => {}
+                let verdict = ground.judge(&[change], Ask { bound, ..Ask::default() })?;
+                if let Some(loss) = verdict.within(bound).filter(|loss| best.is_none_or(|(least, _)| *loss < least)) {
+                    best = Some((loss, change));
                 }
             }
             let Some((_, change)) = best else { break };

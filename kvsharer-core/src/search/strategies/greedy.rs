@@ -6,12 +6,12 @@ use std::collections::HashMap;
 
 /// The best candidate at every step.
 ///
-/// The lazy form keeps what each candidate cost when it was last judged, looks at the cheapest first, and stops once
-/// at least `width` were judged and no other ever cost less than the best of them costs now (Minoux 1978; costs only
-/// ever grow for a submodular objective, which these nearly are, so the result is mostly the same).
+/// The lazy form keeps what each candidate cost when it was last judged and looks at the `width` cheapest only. Unlike
+/// Minoux's lazy evaluation (1978) it stops there even if another once cost less than the best costs now: costs drift
+/// upwards together as more is shared, so that his test would go on long after the best was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Greedy {
-    /// Least number of candidates judged at a step; `None` judges all.
+    /// Candidates judged at a step, beside those never judged before; `None` judges all.
     pub width: Option<usize>,
 }
 
@@ -58,19 +58,16 @@ impl Greedy {
             }
             let bound = if best.len() == keep { best[keep - 1].0 } else { f64::INFINITY };
             let known = costs.of(&candidate);
-            if self.width.is_some_and(|width| index >= width) && known.is_finite() && base + known >= bound {
+            if self.width.is_some_and(|width| index >= width) && known.is_finite() {
                 break;
             }
             let changes = [before, &[Change::Share(candidate)]].concat();
-            // A bound only helps to stop early; what is abandoned costs at least as much.
-            match ground.judge(&changes, Ask { bound, ..Ask::default() })? {
-                Some(loss) => {
-                    costs.set(candidate, loss - base);
-                    let place = best.partition_point(|(other, _)| *other <= loss);
-                    best.insert(place, (loss, candidate));
-                    best.truncate(keep);
-                }
-                None => costs.set(candidate, known.max(bound - base)),
+            let verdict = ground.judge(&changes, Ask { bound, ..Ask::default() })?;
+            costs.set(candidate, verdict.loss - base);
+            if let Some(loss) = verdict.within(bound) {
+                let place = best.partition_point(|(other, _)| *other <= loss);
+                best.insert(place, (loss, candidate));
+                best.truncate(keep);
             }
         }
         Ok(best)

@@ -62,7 +62,7 @@ impl SearchStrategy for Paper {
             let change = [Change::Share(share)];
             let ask = Ask { distance: Some(units.distance(&pair)), ..Ask::default() };
             ground.announce(1, 1);
-            if ground.judge(&change, ask)?.is_some_and(|loss| -loss > self.threshold) {
+            if -ground.judge(&change, ask)?.loss > self.threshold {
                 ground.accept(&change)?;
             }
         }

@@ -8,7 +8,7 @@ use crate::search::{Change, Ground, Move, SearchError, Units};
 /// stops when only the text it looks at still improves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refine {
-    /// Least number of candidates judged for each unit given back.
+    /// Candidates judged for each unit given back, beside those never judged before.
     pub width: usize,
     /// The most passes over all units.
     pub passes: usize,

@@ -229,13 +229,16 @@ impl Strategy {
         }
     }
 
-    /// The strategy as it was when at least `saved` of the bytes were saved: the first step that came so far, or the
-    /// one with the lowest objective of those that saved as much.
+    /// The strategy as it was when a search for `saved` of the bytes would have stopped: at the first step that comes as
+    /// near as steps come (half a step is not yet there), or the one with the lowest objective of those that save as much.
     ///
     /// # Errors
     /// [`StrategyError::NotReached`] if no step came so far.
     pub fn at(&self, saved: f64) -> Result<Self, StrategyError> {
-        let far = self.steps.iter().filter(|step| step.saved > saved - 1e-9);
+        let before = std::iter::once(0.0).chain(self.steps.iter().map(|step| step.saved));
+        let gains = self.steps.iter().zip(before).map(|(step, before)| step.saved - before).filter(|gain| *gain > 1e-9);
+        let half = gains.fold(f64::INFINITY, f64::min) / 2.0;
+        let far = self.steps.iter().filter(|step| step.saved + half > saved + 1e-9);
         let best = far.min_by(|a, b| a.saved.total_cmp(&b.saved).then(a.objective.total_cmp(&b.objective)));
         let step = best.ok_or(StrategyError::NotReached {
             wanted: saved,

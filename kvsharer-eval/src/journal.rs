@@ -23,6 +23,7 @@ pub struct Journal {
     path: PathBuf,
     file: File,
     known: HashMap<String, (f64, bool)>,
+    written: usize,
 }
 
 impl Journal {
@@ -54,9 +55,11 @@ impl Journal {
         }
         file.set_len(kept as u64).map_err(io)?;
         file.seek(SeekFrom::End(0)).map_err(io)?;
-        let mut journal = Self { path: path.into(), file, known };
-        if !ours {
-            journal.append(&Line::Search { search: search.into() }).map_err(io)?;
+        let mut journal = Self { path: path.into(), file, known, written: 0 };
+        if !ours && let Err(error) = journal.append(&Line::Search { search: search.into() }) {
+            // Most likely a full disk, which keeps nothing of a line.
+            let _ = std::fs::remove_file(path);
+            return Err(io(error));
         }
         Ok(Some(journal))
     }
@@ -66,9 +69,9 @@ impl Journal {
         self.known.len()
     }
 
-    /// Whether nothing was judged before.
+    /// Whether nothing was judged, before or now.
     pub fn is_empty(&self) -> bool {
-        self.known.is_empty()
+        self.known.is_empty() && self.written == 0
     }
 
     /// Removes the file of a finished search.
@@ -115,6 +118,7 @@ impl<F: FnMut(Progress<'_>)> Observer for Journaled<'_, F> {
             return Ok(());
         }
         let written = journal.append(&Line::Trial { key: key.into(), loss, whole });
+        journal.written += 1;
         written.map_err(|error| format!("{}: {error}", journal.path.display()))
     }
 }

@@ -19,7 +19,7 @@ const ROWS: &[Row] = &[
     ("share of no number", &["search", "-m", "TINY", "--share", "abc"], "`abc` is no share"),
     ("share of all layers", &["search", "-m", "TINY", "--share", "2"], "cannot share 2 of 2 layers"),
     ("share of too many layers", &["search", "-m", "TINY", "--share", "9"], "cannot share 9 of 2 layers"),
-    ("percentage that rounds to all layers", &["search", "-m", "TINY", "--share", "99%"], "so ask for 1 to 1"),
+    ("more bytes than can be shared", &["search", "-m", "TINY", "--share", "99%"], "above 0 and up to 50.0 % can be"),
     ("threshold above a cosine", &["search", "-m", "TINY", "--share", "1", "--threshold", "2"], "between -1 and 1"),
     ("threshold below a cosine", &["search", "-m", "TINY", "--share", "1", "--threshold", "-1.5"], "between -1 and 1"),
     ("threshold NaN", &["search", "-m", "TINY", "--share", "1", "--threshold", "NaN"], "between -1 and 1"),

@@ -55,7 +55,7 @@ fn records(path: &Path) -> Vec<Value> {
     records.sort_by_key(|record| record["cell"].as_u64());
     for record in &mut records {
         let fields = record.as_object_mut().unwrap();
-        ["seconds", "finished"].iter().for_each(|field| _ = fields.remove(*field));
+        ["seconds", "finished", "search_seconds"].iter().for_each(|field| _ = fields.remove(*field));
         if let Some(result) = fields["result"].as_object_mut() {
             result.remove("tokens_per_second");
         }

@@ -246,7 +246,13 @@ pub(super) fn run(args: &SearchArgs, global: &Global) -> Result<(), CliError> {
     if resumed > 0 {
         complain(&format!("going on with an interrupted search: {resumed} trials are known"));
     }
-    let Searched { strategy, found, seconds } = args.options.search(&files, &model, &set, journal.as_mut(), global)?;
+    let searched = args.options.search(&files, &model, &set, journal.as_mut(), global);
+    if searched.is_err()
+        && let Some(journal) = journal.take_if(|journal| journal.is_empty())
+    {
+        journal.remove()?;
+    }
+    let Searched { strategy, found, seconds } = searched?;
     let strategy = strategy.save_with(&args.output, &found.adapters)?;
     if let Some(journal) = journal {
         journal.remove()?;

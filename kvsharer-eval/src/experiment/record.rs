@@ -50,6 +50,9 @@ pub struct Record {
     pub threads: usize,
     /// Wall time of the cell, its search not counted.
     pub seconds: f64,
+    /// Seconds of the search that found the strategy, if it was made for these results, in one go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub search_seconds: Option<f64>,
     /// When it was finished, in seconds since 1970.
     pub finished: u64,
 }

@@ -199,6 +199,7 @@ impl Runner {
             Ok(Plan::new(shape, stack)?.bytes(batch, lengths, self.dtype.size()))
         };
         let own = stack_of()?;
+        let search_seconds = found.as_ref().and_then(|found| found.seconds);
         Ok(Record {
             experiment: String::new(),
             experiment_hash: String::new(),
@@ -212,12 +213,11 @@ impl Runner {
             strategy_record: found.map_or(Value::Null, |found| {
                 let Strategy { key_map, value_map, search, calibration, reached, requested, saved, .. } =
                     found.strategy;
-                let (fitted, trials, seconds) = (found.strategy.adapters.len(), found.trials, found.seconds);
+                let (fitted, trials) = (found.strategy.adapters.len(), found.trials);
                 let (objective, held_back) = (found.objective, found.held_back);
                 json!({ "key_map": key_map, "value_map": value_map, "search": search, "calibration": calibration,
                     "reached": reached, "requested": requested, "saved": saved, "fitted_layers": fitted,
-                    "trials": trials, "objective": objective, "held_back": held_back,
-                    "search_seconds": seconds })
+                    "trials": trials, "objective": objective, "held_back": held_back })
             }),
             stack: stack.name.clone(),
             policies: own.names(),
@@ -229,6 +229,7 @@ impl Runner {
             dtype: self.dtype_name.clone(),
             threads: rayon::current_num_threads(),
             seconds: start.elapsed().as_secs_f64(),
+            search_seconds,
             finished: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
         })
     }

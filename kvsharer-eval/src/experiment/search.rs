@@ -242,19 +242,20 @@ impl SearchSpec {
 /// A map: `{"5": 3}` for keys and values alike, or `{"key_map": {…}, "value_map": {…}}`, of which a strategy file is one.
 fn read_map(path: &Path) -> Result<Sharing, EvalError> {
     #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Maps {
-        Apart { key_map: BTreeMap<LayerId, LayerId>, value_map: BTreeMap<LayerId, LayerId> },
-        Both(BTreeMap<LayerId, LayerId>),
+    struct Apart {
+        key_map: BTreeMap<LayerId, LayerId>,
+        value_map: BTreeMap<LayerId, LayerId>,
     }
     let text = std::fs::read(path).map_err(|source| EvalError::Io { path: path.into(), source })?;
     let bad = |what: String| EvalError::BadSearch(format!("{}: {what}", path.display()));
-    let maps = serde_json::from_slice(&text)
-        .map_err(|_| bad("no map: give {\"borrower\": donor, …} or {\"key_map\": {…}, \"value_map\": {…}}".into()))?;
-    let resolve = |kind, map: BTreeMap<LayerId, LayerId>| LayerMap::resolve(kind, map).map_err(|e| bad(e.to_string()));
-    let (keys, values) = match maps {
-        Maps::Apart { key_map, value_map } => (key_map, value_map),
-        Maps::Both(map) => (map.clone(), map),
+    let none = || bad("no map: give {\"borrower\": donor, …} or {\"key_map\": {…}, \"value_map\": {…}}".into());
+    let (keys, values) = match serde_json::from_slice(&text) {
+        Ok(Apart { key_map, value_map }) => (key_map, value_map),
+        Err(_) => {
+            let both: BTreeMap<LayerId, LayerId> = serde_json::from_slice(&text).map_err(|_| none())?;
+            (both.clone(), both)
+        }
     };
+    let resolve = |kind, map: BTreeMap<LayerId, LayerId>| LayerMap::resolve(kind, map).map_err(|e| bad(e.to_string()));
     Ok(Sharing::new(resolve(Kv::Key, keys)?, resolve(Kv::Value, values)?))
 }

@@ -28,7 +28,7 @@ pub struct Trial {
     /// owner).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distance: Option<f64>,
-    /// Similarity of the outputs with all replacements so far and this one, for [`Objective::HiddenCosine`].
+    /// Similarity of the outputs with all replacements so far and this one, for [`Objective::HiddenCosine`](super::Objective::HiddenCosine).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub similarity: Option<f64>,
     /// The objective with all replacements so far and this one, for other objectives; that of the samples looked at if

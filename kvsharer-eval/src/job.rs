@@ -234,6 +234,22 @@ impl Job {
         stack: impl Fn() -> Result<Stack<'p>, EvalError> + Sync,
         progress: impl Fn(Step) + Sync,
     ) -> Result<Evaluated, EvalError> {
+        let run = || self.run_here(model, tokenizer, options, &stack, &progress);
+        let alone = options.score.one_at_a_time.then(|| rayon::ThreadPoolBuilder::new().num_threads(1).build());
+        match alone {
+            Some(Ok(pool)) => pool.install(run),
+            _ => run(),
+        }
+    }
+
+    fn run_here<'p>(
+        &self,
+        model: &Decoder,
+        tokenizer: &ModelTokenizer,
+        options: &BenchmarkOptions,
+        stack: impl Fn() -> Result<Stack<'p>, EvalError> + Sync,
+        progress: impl Fn(Step) + Sync,
+    ) -> Result<Evaluated, EvalError> {
         let done = |steps| progress(Step::Done(steps));
         let options = BenchmarkOptions {
             max_length: self.spec.max_length.or(options.max_length),

@@ -74,6 +74,7 @@ impl DeviceArg {
                 tokens: 16_384,
                 rows: 512,
                 reduce: kvsharer_eval::Reduce::Device,
+                one_at_a_time: true,
                 ..ScoreOptions::default()
             },
         }

@@ -43,11 +43,14 @@ pub struct ScoreOptions {
     pub share_prefixes: bool,
     /// Where logits become scores.
     pub reduce: Reduce,
+    /// Run one batch after the other in [`Job::run`](crate::Job::run), instead of one a thread: for devices that one
+    /// batch fills. Threads would each have a queue and a memory pool of their own there, and wait for each other.
+    pub one_at_a_time: bool,
 }
 
 impl Default for ScoreOptions {
     fn default() -> Self {
-        Self { tokens: 1024, rows: 64, share_prefixes: true, reduce: Reduce::Host }
+        Self { tokens: 1024, rows: 64, share_prefixes: true, reduce: Reduce::Host, one_at_a_time: false }
     }
 }
 

@@ -57,8 +57,8 @@ fn filled(kind: Kv, codec: Quantisation, values: &Tensor<4>) -> QuantisedBuffer 
     buffer
 }
 
-/// The largest error of `decoded` beyond half a step of its group, and the largest in full cells. Rounding of the step
-/// and of the result to the dtype is allowed for.
+/// The largest error of `decoded` beyond half a stored step of its group, and the largest in full cells. Rounding of the
+/// step and of the result to the dtype is allowed for.
 fn excess(kind: Kv, codec: Quantisation, original: &Tensor<4>, decoded: &Tensor<4>) -> (f64, f64) {
     let [_, _, cells, dim] = original.dims();
     let (unit, quantised) = (rounding(original.dtype()), codec.quantised_cells(cells));
@@ -81,8 +81,12 @@ fn excess(kind: Kv, codec: Quantisation, original: &Tensor<4>, decoded: &Tensor<
             continue;
         }
         let (low, high) = ranges[&group(i)];
-        let half_step = (high - low) / ((1 << codec.bits()) - 1) as f64 / 2.0;
-        let slack = 1.1 * unit * (high - low + 2.0 * low.abs().max(high.abs()));
+        // The step that is stored has 16 bits of its own, or fewer in f16, and may be that much wider.
+        let step_rounding = unit.max(2_f64.powi(-16));
+        let half_step = (high - low) / ((1 << codec.bits()) - 1) as f64 / 2.0 * (1.0 + step_rounding);
+        // Rounded are the distance from the lowest value, its quotient by the step (which may pick the other of two codes
+        // half a step away), and the decoded value.
+        let slack = 1.1 * unit * (2.0 * (high - low) + 2.0 * low.abs().max(high.abs()));
         worst = worst.max(error - half_step - slack);
         assert!(error.is_finite());
     }

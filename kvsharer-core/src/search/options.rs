@@ -46,7 +46,7 @@ impl SearchOptions {
             fit: Fit::default(),
             permute_heads: false,
             plain_too: false,
-            ridge: 0.01,
+            ridge: 0.1,
             reach: None,
             held_back: 0.0,
             batch: 32,

@@ -109,7 +109,7 @@ impl Default for SearchSpec {
             fit: Fit::default(),
             permute_heads: false,
             plain_too: false,
-            ridge: 0.01,
+            ridge: 0.1,
             reach: None,
             width: 40,
             beams: 4,

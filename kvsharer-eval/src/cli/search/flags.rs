@@ -31,7 +31,7 @@ pub(in crate::cli) struct SearchFlags {
     #[arg(long)]
     plain_too: bool,
     /// Strength of the fits' ridge, relative to the mean variance of a channel
-    #[arg(long, default_value_t = 0.01, value_parser = parse_ridge)]
+    #[arg(long, default_value_t = 0.1, value_parser = parse_ridge)]
     ridge: f64,
     /// The farthest a donor may be below its reader, in layers
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]

@@ -1,6 +1,7 @@
 //! A search as the command line or an experiment file describes it.
 
 use crate::{EvalError, Share, texts};
+use clap::ValueEnum;
 use kvsharer_core::{
     Adjacent, Beam, CalibrationSet, Distance, DropLayers, Fit, Fixed, Gate, Greedy, Kv, LayerId, LayerMap, Objective,
     Order, Paper, Refine, Refit, SearchOptions, SearchStrategy, Sharing, Strategies, Units,
@@ -11,28 +12,29 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Name of a search strategy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// (The descriptions of the strategies are the help of the program's `--strategy-search`.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum StrategyName {
-    /// arXiv 2410.18517: pairs in the order of their distance behind a gate.
+    /// arXiv 2410.18517: in the order of distance, gated by the output's cosine
     Paper,
-    /// The same in random order.
+    /// The same in random order; with --threshold -1 ungated
     Random,
-    /// Layers spread evenly read the one below.
+    /// Layers spread evenly over the model read the one below
     Adjacent,
-    /// The best of all moves at every step.
+    /// The best of all moves at every step
     Greedy,
-    /// The same, looking only at moves that were cheap when last judged.
+    /// Greedy that only looks at moves that were cheap when last judged
     LazyGreedy,
-    /// Greedy with several drafts at a time.
+    /// Greedy with several drafts at a time
     Beam,
-    /// Swaps on top of what the strategies before it found.
+    /// Gives a unit back and takes the best other one, while that helps
     Refine,
-    /// Fits all maps anew.
+    /// Fits all maps anew
     Refit,
-    /// Layers lose their attention altogether.
+    /// A baseline: layers lose their attention altogether
     Drop,
-    /// A given map.
+    /// A given map, see --map and --layer-types
     Fixed,
 }
 

@@ -27,13 +27,11 @@ impl SearchStrategy for Adjacent {
                 })
             })
         };
-        // Layer 0 has no neighbour below.
-        let fits = |count: &usize| *count < layers;
         let count = (1..layers).find(|&count| {
             let changes: Vec<Change> = spread(count).collect();
             ground.would_be_done(&changes)
         });
-        let Some(count) = count.filter(fits) else { return Ok(()) };
+        let Some(count) = count else { return Ok(()) };
         for change in spread(count) {
             if ground.is_done() {
                 break;

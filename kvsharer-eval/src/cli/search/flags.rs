@@ -14,7 +14,7 @@ pub(in crate::cli) struct SearchFlags {
     pub(in crate::cli) share: Share,
     /// How moves are chosen; several, as greedy,refine, go one after the other
     #[arg(long, value_enum, value_delimiter = ',', default_value = "paper")]
-    pub(in crate::cli) strategy_search: Vec<StrategySearch>,
+    pub(in crate::cli) strategy_search: Vec<StrategyName>,
     /// What is shared: keys and values, one of them alone, or each with a donor of its own
     #[arg(long, value_enum, default_value_t = UnitsArg::Both)]
     pub(in crate::cli) units: UnitsArg,
@@ -86,30 +86,6 @@ pub(in crate::cli) struct SearchFlags {
     pub(in crate::cli) max_trials: Option<usize>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(in crate::cli) enum StrategySearch {
-    /// arXiv 2410.18517: in the order of distance, gated by the output's cosine
-    Paper,
-    /// The same in random order; with --threshold -1 ungated
-    Random,
-    /// Layers spread evenly over the model read the one below
-    Adjacent,
-    /// The best of all moves at every step
-    Greedy,
-    /// Greedy that only looks at moves that were cheap when last judged
-    LazyGreedy,
-    /// Greedy with several drafts at a time
-    Beam,
-    /// Gives a unit back and takes the best other one, while that helps
-    Refine,
-    /// Fits all maps anew
-    Refit,
-    /// A baseline: layers lose their attention altogether
-    Drop,
-    /// A given map, see --map and --layer-types
-    Fixed,
-}
-
 #[derive(Clone, Copy, ValueEnum)]
 pub(in crate::cli) enum UnitsArg {
     Both,
@@ -179,21 +155,9 @@ fn parse_threshold(text: &str) -> Result<f64, Box<dyn std::error::Error + Send +
 impl SearchFlags {
     /// The search as typed.
     pub(in crate::cli) fn spec(&self) -> SearchSpec {
-        let strategy = self.strategy_search.iter().map(|name| match name {
-            StrategySearch::Paper => StrategyName::Paper,
-            StrategySearch::Random => StrategyName::Random,
-            StrategySearch::Adjacent => StrategyName::Adjacent,
-            StrategySearch::Greedy => StrategyName::Greedy,
-            StrategySearch::LazyGreedy => StrategyName::LazyGreedy,
-            StrategySearch::Beam => StrategyName::Beam,
-            StrategySearch::Refine => StrategyName::Refine,
-            StrategySearch::Refit => StrategyName::Refit,
-            StrategySearch::Drop => StrategyName::Drop,
-            StrategySearch::Fixed => StrategyName::Fixed,
-        });
         SearchSpec {
             share: self.share,
-            strategy: strategy.collect(),
+            strategy: self.strategy_search.clone(),
             units: match self.units {
                 UnitsArg::Both => Units::Both,
                 UnitsArg::Keys => Units::Keys,

@@ -68,6 +68,32 @@ fn lazy_greedy_spares_trials_and_says_how_many() {
 }
 
 #[test]
+fn candidates_judged_together_get_the_verdicts_they_get_alone() {
+    for (units, fit, plain_too) in
+        [(Units::Apart, Fit::None, false), (Units::Both, Fit::Heads, true), (Units::Apart, Fit::Full, false)]
+    {
+        let alone = SearchOptions { fit, plain_too, batch: 6, ..options(units) };
+        // Three candidates of 6 x 24 tokens.
+        let together = SearchOptions { pass_tokens: 3 * 6 * 24, ..alone };
+        let [alone, together] = [alone, together].map(|options| run(&Greedy { width: None }, &options));
+        assert_eq!(alone.draft.sharing(), together.draft.sharing());
+        assert_eq!(alone.trials.len(), together.trials.len());
+        for trial in together.trials.iter().filter(|trial| !trial.abandoned) {
+            let same = |other: &&kvsharer_core::Trial| {
+                (other.borrower, other.donor, other.units, other.fitted)
+                    == (trial.borrower, trial.donor, trial.units, trial.fitted)
+            };
+            let (ours, theirs) = (trial.objective.unwrap(), alone.trials.iter().filter(same));
+            let near = |other: &kvsharer_core::Trial| (other.objective.unwrap() - ours).abs() < 1e-5 * (1.0 + ours);
+            assert!(theirs.clone().any(|other| other.abandoned || near(other)), "{trial:?}");
+        }
+        for (one, two) in alone.steps.iter().zip(&together.steps) {
+            assert!((one.objective - two.objective).abs() < 1e-5, "{one:?} {two:?}");
+        }
+    }
+}
+
+#[test]
 fn a_beam_is_no_worse_than_greedy_and_one_beam_is_greedy() {
     let options = options(Units::Both);
     let greedy = run(&Greedy { width: None }, &options);

@@ -141,7 +141,7 @@ fn the_objective_of_a_search_is_that_of_the_folded_model() {
         };
         let greedy = Greedy { width: None };
         let found = search(&model, &set, &greedy, &options, &mut |_: Progress<'_>| {}).unwrap();
-        let shared = folded(&model, found.draft.sharing(), found.draft.adapters());
+        let shared = folded(&model, found.draft.sharing(), &found.draft.adapters());
         let full = folded(&model, &Sharing::default(), &BTreeMap::new());
         let rows = |logits: Tensor<3>| logits.try_into_vec_as::<f32>().unwrap();
         let vocab = model.config().vocab;

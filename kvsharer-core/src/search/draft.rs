@@ -4,6 +4,7 @@ use crate::{Adapter, Kv, KvShape, LayerId, LayerMap, ModelShape, Sharing, Units}
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 /// One replacement: a layer reads another's cache instead of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -76,7 +77,7 @@ pub(crate) struct Wanted {
 #[derive(Clone, Debug, Default)]
 pub struct Draft {
     sharing: Sharing,
-    adapters: BTreeMap<LayerId, Adapter>,
+    adapters: BTreeMap<LayerId, Arc<Adapter>>,
     wanted: BTreeMap<LayerId, Wanted>,
     dropped: BTreeSet<LayerId>,
     /// All changes so far: fitted maps depend on the order in which they came.
@@ -90,13 +91,42 @@ impl Draft {
     }
 
     /// The fitted maps by layer.
-    pub fn adapters(&self) -> &BTreeMap<LayerId, Adapter> {
-        &self.adapters
+    pub fn adapters(&self) -> BTreeMap<LayerId, Adapter> {
+        self.adapters.iter().map(|(&layer, adapter)| (layer, Adapter::clone(adapter))).collect()
     }
 
     /// The fitted maps of a layer.
     pub fn adapter(&self, layer: LayerId) -> Option<&Adapter> {
-        self.adapters.get(&layer)
+        self.adapters.get(&layer).map(Arc::as_ref)
+    }
+
+    /// The layer whose keys (or values) a layer reads, itself if it does not borrow.
+    pub fn source(&self, kind: Kv, layer: LayerId) -> LayerId {
+        self.map(kind).donor(layer).unwrap_or(layer)
+    }
+
+    /// Whether a layer stores keys (or values) of its own.
+    pub(crate) fn owns(&self, kind: Kv, layer: LayerId) -> bool {
+        !self.dropped.contains(&layer) && self.map(kind).donor(layer).is_none()
+    }
+
+    /// Whether a layer reads the same in two drafts of one search, through the very same maps.
+    pub(crate) fn reads_like(&self, other: &Self, layer: LayerId) -> bool {
+        let source = |kind| self.source(kind, layer) == other.source(kind, layer);
+        let adapters = match (self.adapters.get(&layer), other.adapters.get(&layer)) {
+            (Some(one), Some(two)) => Arc::ptr_eq(one, two),
+            (None, None) => true,
+            _ => false,
+        };
+        let dropped = self.dropped.contains(&layer) == other.dropped.contains(&layer);
+        source(Kv::Key) && source(Kv::Value) && adapters && dropped
+    }
+
+    fn map(&self, kind: Kv) -> &LayerMap {
+        match kind {
+            Kv::Key => self.sharing.keys(),
+            Kv::Value => self.sharing.values(),
+        }
     }
 
     /// Layers without attention.
@@ -105,7 +135,7 @@ impl Draft {
     }
 
     pub(crate) fn set_adapter(&mut self, layer: LayerId, adapter: Adapter) {
-        self.adapters.insert(layer, adapter);
+        self.adapters.insert(layer, Arc::new(adapter));
     }
 
     /// What identifies the draft, its fitted maps included.
@@ -170,15 +200,11 @@ impl Draft {
     /// to the new donor with it.
     pub fn allows(&self, candidate: &Move) -> bool {
         let Move { borrower, donor, units, .. } = *candidate;
-        let map = |kind| match kind {
-            Kv::Key => self.sharing.keys(),
-            Kv::Value => self.sharing.values(),
-        };
         donor < borrower
             && !self.dropped.contains(&borrower)
             && !self.dropped.contains(&donor)
             && [Kv::Key, Kv::Value].into_iter().filter(|&kind| units.has(kind)).all(|kind| {
-                let map: &LayerMap = map(kind);
+                let map = self.map(kind);
                 map.donor(borrower).is_none() && map.donor(donor).is_none()
             })
     }

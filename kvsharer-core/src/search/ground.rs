@@ -67,11 +67,23 @@ pub trait Ground {
     /// If the device fails or a distance is no number.
     fn rank(&mut self, distance: Distance, order: Order, seed: u64) -> Result<Vec<(Pair, Units)>, SearchError>;
 
-    /// The objective with some changes on top of the accepted draft.
+    /// How many candidates should be judged together if they change the same layer.
+    fn together(&self) -> usize;
+
+    /// The objective with each candidate's changes on top of the accepted draft, as many verdicts as candidates. Those
+    /// that first change the same layer, one after the other in the list, go through the layers above it in one pass.
     ///
     /// # Errors
     /// If the model's attention fails or the objective is no number.
-    fn judge(&mut self, changes: &[Change], ask: Ask) -> Result<Verdict, SearchError>;
+    fn judge_together(&mut self, candidates: &[Vec<Change>], ask: Ask) -> Result<Vec<Verdict>, SearchError>;
+
+    /// The objective with some changes on top of the accepted draft.
+    ///
+    /// # Errors
+    /// As [`judge_together`](Self::judge_together).
+    fn judge(&mut self, changes: &[Change], ask: Ask) -> Result<Verdict, SearchError> {
+        Ok(self.judge_together(&[changes.to_vec()], ask)?[0])
+    }
 
     /// Takes changes over, whatever they do to the objective.
     ///

@@ -110,7 +110,8 @@ impl Reference {
             terms.push(match &self.against {
                 Against::Distribution(chunks) => {
                     let (p, entropy) = &chunks[index];
-                    entropy.clone() - row_sums(p.clone() * (logits - total.unsqueeze_dim::<2>(1)))
+                    // The probabilities add up to 1.
+                    entropy.clone() + total - row_sums(p.clone() * logits)
                 }
                 Against::Tokens(next) => {
                     let next = next.clone().slice_dim(0, start..end).reshape([end - start, 1]);

@@ -29,6 +29,8 @@ pub struct SearchOptions {
     pub held_back: f64,
     /// Samples in one forward pass.
     pub batch: usize,
+    /// Tokens of a forward pass up to which several candidates that change the same layer go through it together.
+    pub pass_tokens: usize,
     /// Batches in work at once: as many as the host has threads suits a CPU, one suits a GPU.
     pub parallel: usize,
     /// Give up after this many trials.
@@ -50,6 +52,7 @@ impl SearchOptions {
             reach: None,
             held_back: 0.0,
             batch: 32,
+            pass_tokens: 0,
             parallel: rayon::current_num_threads(),
             max_trials: None,
         }

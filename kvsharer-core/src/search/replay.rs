@@ -2,7 +2,7 @@
 
 use super::draft::Draft;
 use crate::attend::{Fresh, MaskCache, Pass, Window, attend};
-use crate::{Attend, CacheError, LayerId, ModelShape};
+use crate::{Attend, CacheError, Kv, LayerId, ModelShape, axis};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use std::ops::Range;
 
@@ -97,24 +97,28 @@ impl Batch {
         let tokens = TensorData::new(padded.collect::<Vec<i64>>(), [samples.len(), width]);
         let hidden = model.embed(Tensor::from_data(tokens, &model.device()));
         let (draft, below) = (Draft::default(), Run::default());
-        let mut replay = Replay::new(model.shape(), &draft, &below, LayerId(0), width);
+        let drafts = [&draft];
+        let mut replay = Replay::new(model.shape(), &drafts, &below, LayerId(0), width);
         replay.teach = teach.then(Vec::new);
-        let run = Run::forward(model, hidden, LayerId(model.shape().len()), &mut replay)?;
+        let mut runs = Run::forward(model, hidden, LayerId(model.shape().len()), &mut replay)?;
+        let run = runs.remove(0);
         let teacher = replay.teach.unwrap_or_default();
         let untouched = run.output.clone().ok_or(CacheError::Unsupported("models without layers"))?;
         Ok(Self { samples: samples.to_vec(), lengths, untouched, teacher, run })
     }
 
-    /// Runs the samples under `draft`, which differs from the accepted one only from `layer` on. No layer below is
-    /// computed again.
+    /// Runs the samples under each of `drafts`, which differ from the accepted one only from `layer` on, in one pass: a
+    /// run a draft. No layer below is computed again.
     pub(crate) fn try_from_layer<M: SearchModel>(
         &self,
         model: &M,
         layer: LayerId,
-        draft: &Draft,
-    ) -> Result<Run, CacheError> {
-        let mut replay = Replay::new(model.shape(), draft, &self.run, layer, self.width());
-        Run::forward(model, self.run.inputs[layer.0].clone(), LayerId(model.shape().len()), &mut replay)
+        drafts: &[&Draft],
+    ) -> Result<Vec<Run>, CacheError> {
+        let mut replay = Replay::new(model.shape(), drafts, &self.run, layer, self.width());
+        let input = self.run.inputs[layer.0].clone();
+        let inputs = if drafts.len() == 1 { input } else { Tensor::cat(vec![input; drafts.len()], 0) };
+        Run::forward(model, inputs, LayerId(model.shape().len()), &mut replay)
     }
 
     /// What layer `at` sees and gives under `draft`, which differs from the accepted one only from `from` on.
@@ -125,7 +129,8 @@ impl Batch {
         at: LayerId,
         draft: &Draft,
     ) -> Result<Captured, CacheError> {
-        let mut replay = Replay::new(model.shape(), draft, &self.run, from, self.width());
+        let drafts = [draft];
+        let mut replay = Replay::new(model.shape(), &drafts, &self.run, from, self.width());
         replay.capture = Some(at);
         Run::forward(model, self.run.inputs[from.0].clone(), LayerId(at.0 + 1), &mut replay)?;
         replay.captured.ok_or(CacheError::OutOfTurn { layer: at })
@@ -209,33 +214,42 @@ impl Run {
         self.output.as_ref().ok_or(CacheError::Unsupported("a run that stopped early"))
     }
 
-    /// Runs the layers from where `replay` starts up to `end`, the final norm too if that is the last one.
+    /// Runs the layers from where `replay` starts up to `end`, the final norm too if that is the last one; `hidden` is
+    /// `[draft * batch, token, hidden]`.
     fn forward<M: SearchModel>(
         model: &M,
         mut hidden: Tensor<3>,
         end: LayerId,
         replay: &mut Replay<'_>,
-    ) -> Result<Self, CacheError> {
+    ) -> Result<Vec<Self>, CacheError> {
         let mut inputs = Vec::new();
         for layer in model.shape().ids().skip(replay.from.0).take(end.0 - replay.from.0) {
             inputs.push(hidden.clone());
             hidden = model.layer(layer, hidden, replay)?;
         }
-        let (keys, values) = (std::mem::take(&mut replay.keys), std::mem::take(&mut replay.values));
         let whole = end.0 == model.shape().len();
         let output = whole.then(|| model.final_norm(hidden).cast(DType::F32));
-        Ok(Self { inputs, keys, values, output })
+        let of = |draft: usize| Self {
+            inputs: inputs.iter().map(|input| replay.part(input, draft)).collect(),
+            keys: replay.own(&replay.keys, Kv::Key, draft),
+            values: replay.own(&replay.values, Kv::Value, draft),
+            output: output.as_ref().map(|output| replay.part(output, draft)),
+        };
+        Ok((0..replay.drafts.len()).map(of).collect())
     }
 }
 
-/// The attention of a replay: layers below `from` are read from the accepted run.
+/// The attention of a replay under one or several drafts, whose rows stand one after the other in every tensor. Layers
+/// below `from` are read from the accepted run.
 struct Replay<'a> {
     shape: &'a ModelShape,
-    draft: &'a Draft,
+    drafts: &'a [&'a Draft],
     below: &'a Run,
     from: LayerId,
     fresh: Fresh,
     masks: MaskCache,
+    /// By layer, `[draft * batch, kv_head, token, head_dim]`; `None` where all drafts borrow. The rows of drafts that
+    /// borrow mean nothing.
     keys: Vec<Option<Tensor<4>>>,
     values: Vec<Option<Tensor<4>>>,
     teach: Option<Vec<Tensor<4>>>,
@@ -244,10 +258,10 @@ struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    fn new(shape: &'a ModelShape, draft: &'a Draft, below: &'a Run, from: LayerId, tokens: usize) -> Self {
+    fn new(shape: &'a ModelShape, drafts: &'a [&'a Draft], below: &'a Run, from: LayerId, tokens: usize) -> Self {
         Self {
             shape,
-            draft,
+            drafts,
             below,
             from,
             fresh: Fresh::appended(0, tokens),
@@ -258,6 +272,94 @@ impl<'a> Replay<'a> {
             capture: None,
             captured: None,
         }
+    }
+
+    /// The rows of one draft.
+    fn part<const D: usize>(&self, all: &Tensor<D>, draft: usize) -> Tensor<D> {
+        if self.drafts.len() == 1 {
+            return all.clone();
+        }
+        let rows = all.dims()[axis::BATCH] / self.drafts.len();
+        all.clone().slice_dim(axis::BATCH, draft * rows..(draft + 1) * rows)
+    }
+
+    /// What one draft stores of each layer.
+    fn own(&self, all: &[Option<Tensor<4>>], kind: Kv, draft: usize) -> Vec<Option<Tensor<4>>> {
+        let owns = |index: usize| self.drafts[draft].owns(kind, LayerId(self.from.0 + index));
+        let part = |(index, all): (usize, &Option<Tensor<4>>)| {
+            all.as_ref().filter(|_| owns(index)).map(|all| self.part(all, draft))
+        };
+        all.iter().enumerate().map(part).collect()
+    }
+
+    /// Whether all drafts read this layer alike, and nothing from below, where there is one row for all of them.
+    fn is_uniform(&self, layer: LayerId) -> bool {
+        let above = |kind| self.drafts[0].source(kind, layer) >= self.from;
+        let alike = self.drafts.windows(2).all(|pair| pair[0].reads_like(pair[1], layer));
+        self.drafts.len() == 1 || (alike && above(Kv::Key) && above(Kv::Value))
+    }
+
+    /// What a draft reads; of `None` all rows.
+    fn read(&self, kind: Kv, layer: LayerId, draft: Option<usize>) -> Result<Tensor<4>, CacheError> {
+        let source = self.drafts[draft.unwrap_or(0)].source(kind, layer);
+        let (own, below) = match kind {
+            Kv::Key => (&self.keys, &self.below.keys),
+            Kv::Value => (&self.values, &self.below.values),
+        };
+        let found = match source.0.checked_sub(self.from.0) {
+            Some(above) => own.get(above).cloned().flatten().map(|all| match draft {
+                Some(draft) => self.part(&all, draft),
+                None => all,
+            }),
+            None => below.get(source.0).cloned().flatten(),
+        };
+        found.ok_or(CacheError::OutOfTurn { layer: source })
+    }
+
+    /// The attention of one draft, or of all of them.
+    fn attend_as(
+        &mut self,
+        layer: LayerId,
+        draft: Option<usize>,
+        query: Tensor<4>,
+        own_keys: Option<&Tensor<4>>,
+    ) -> Result<Tensor<4>, CacheError> {
+        let drafts = self.drafts;
+        let of = drafts[draft.unwrap_or(0)];
+        if of.dropped().contains(&layer) {
+            return Ok(query.zeros_like());
+        }
+        let adapter = of.adapter(layer);
+        // Of a donor on another device, a copy.
+        let device = query.device();
+        let keys = self.read(Kv::Key, layer, draft)?.to_device(&device);
+        let values = self.read(Kv::Value, layer, draft)?.to_device(&device);
+        let captured = own_keys.filter(|_| self.capture == Some(layer)).map(|own| (own.clone(), keys.clone()));
+        let query = adapter.map_or(query.clone(), |adapter| adapter.before(query));
+        let window = self.shape.layers()[layer.0].window.filter(|&window| window < self.fresh.len());
+        let window = window.map(|window| Window::new(window, Vec::new()));
+        let pass = Pass { window: window.as_ref(), ..Pass::new(&self.fresh) };
+        let mixed = attend(query, keys, values, &pass, &mut self.masks).0;
+        if let Some(teach) = &mut self.teach {
+            teach.push(mixed.clone());
+        }
+        if let Some((own_keys, read_keys)) = captured {
+            let plain = adapter.map_or(mixed.clone(), |adapter| adapter.unmixed(mixed.clone()));
+            self.captured = Some(Captured { own_keys, read_keys, mixed: plain });
+        }
+        Ok(adapter.map_or(mixed.clone(), |adapter| adapter.after(mixed)))
+    }
+
+    /// What drafts store of a layer, in the order of heads each of them wants.
+    fn stored(&self, layer: LayerId, own: Tensor<4>, uniform: bool) -> Tensor<4> {
+        let stored = |draft: usize, own: Tensor<4>| match self.drafts[draft].adapter(layer) {
+            Some(adapter) => adapter.stored(own),
+            None => own,
+        };
+        if uniform || self.drafts.iter().all(|draft| draft.adapter(layer).is_none()) {
+            return stored(0, own);
+        }
+        Tensor::cat((0..self.drafts.len()).map(|draft| stored(draft, self.part(&own, draft))).collect(), axis::BATCH)
     }
 }
 
@@ -273,45 +375,20 @@ impl Attend for Replay<'_> {
         key: impl FnOnce() -> Tensor<4>,
         value: impl FnOnce() -> Tensor<4>,
     ) -> Result<Tensor<4>, CacheError> {
-        if self.draft.dropped().contains(&layer) {
-            self.keys.push(None);
-            self.values.push(None);
-            return Ok(query.zeros_like());
+        let uniform = self.is_uniform(layer);
+        let owned = |kind| self.drafts.iter().any(|draft| draft.owns(kind, layer));
+        let (owns_keys, owns_values) = (owned(Kv::Key), owned(Kv::Value));
+        let own_keys = (self.capture == Some(layer) || owns_keys).then(key);
+        let stored = own_keys.clone().filter(|_| owns_keys).map(|own| self.stored(layer, own, uniform));
+        self.keys.push(stored);
+        let stored = owns_values.then(value).map(|own| self.stored(layer, own, uniform));
+        self.values.push(stored);
+        if uniform {
+            return self.attend_as(layer, None, query, own_keys.as_ref());
         }
-        let sharing = self.draft.sharing();
-        let (key_donor, value_donor) = (sharing.keys().donor(layer), sharing.values().donor(layer));
-        let adapter = self.draft.adapter(layer);
-        let stored = |own: Tensor<4>| adapter.map_or(own.clone(), |adapter| adapter.stored(own));
-        let capture = self.capture == Some(layer);
-        let own_keys = (capture || key_donor.is_none()).then(key);
-        self.keys.push(own_keys.clone().filter(|_| key_donor.is_none()).map(stored));
-        self.values.push(value_donor.is_none().then(value).map(stored));
-        let find = |own: &[Option<Tensor<4>>], below: &[Option<Tensor<4>>], donor: Option<LayerId>| {
-            let source = donor.unwrap_or(layer);
-            let found = match source.0.checked_sub(self.from.0) {
-                Some(above) => own.get(above),
-                None => below.get(source.0),
-            };
-            found.cloned().flatten().ok_or(CacheError::OutOfTurn { layer: source })
-        };
-        // Of a donor on another device, a copy.
-        let device = query.device();
-        let keys = find(&self.keys, &self.below.keys, key_donor)?.to_device(&device);
-        let values = find(&self.values, &self.below.values, value_donor)?.to_device(&device);
-        let read_keys = capture.then(|| keys.clone());
-        let query = adapter.map_or(query.clone(), |adapter| adapter.before(query));
-        let window = self.shape.layers()[layer.0].window.filter(|&window| window < self.fresh.len());
-        let window = window.map(|window| Window::new(window, Vec::new()));
-        let pass = Pass { window: window.as_ref(), ..Pass::new(&self.fresh) };
-        let mixed = attend(query, keys, values, &pass, &mut self.masks).0;
-        if let Some(teach) = &mut self.teach {
-            teach.push(mixed.clone());
-        }
-        if let (Some(own_keys), Some(read_keys)) = (own_keys.filter(|_| capture), read_keys) {
-            let plain = adapter.map_or(mixed.clone(), |adapter| adapter.unmixed(mixed.clone()));
-            self.captured = Some(Captured { own_keys, read_keys, mixed: plain });
-        }
-        Ok(adapter.map_or(mixed.clone(), |adapter| adapter.after(mixed)))
+        let drafts = 0..self.drafts.len();
+        let parts = drafts.map(|draft| self.attend_as(layer, Some(draft), self.part(&query, draft), None));
+        Ok(Tensor::cat(parts.collect::<Result<_, _>>()?, axis::BATCH))
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) struct Searching<'a, M> {
     held_loss: Option<f64>,
     wanted: f64,
     smallest: usize,
-    /// The last whole judgement, so that accepting it runs nothing again.
+    /// The best whole judgement since the last change, so that accepting it runs nothing again.
     last: Option<Judged>,
     /// The last trial while it is not known whether it is accepted.
     pending: bool,
@@ -114,7 +114,7 @@ impl<'a, M: SearchModel> Searching<'a, M> {
             Objective::LogitKl => 0.0,
             Objective::Nll => {
                 let (draft, from) = (Draft::default(), LayerId(0));
-                searching.losses(&draft, from, f64::INFINITY)?.0
+                searching.loss_of(&draft, from, f64::INFINITY)?.0
             }
         };
         Ok(searching)
@@ -131,45 +131,57 @@ impl<'a, M: SearchModel> Searching<'a, M> {
         self.found
     }
 
-    /// The loss of a draft and the runs behind it, fewer than there are batches if the bound was passed; the loss is then
-    /// that of those batches.
-    fn losses(&mut self, draft: &Draft, from: LayerId, bound: f64) -> Result<(f64, Vec<Run>), SearchError> {
-        let mut runs = Vec::with_capacity(self.batches.len());
-        let counts = |batches: &[Watched]| {
-            batches.iter().filter_map(|watched| watched.reference.as_ref()).map(Reference::count).sum::<usize>().max(1)
-                as f64
-        };
-        let (mut sum, count) = (0.0, counts(&self.batches));
+    /// The losses of drafts that are alike below `from`, and the runs behind each, fewer than there are batches if the
+    /// bound was passed; the loss is then that of those batches.
+    fn losses(&mut self, drafts: &[&Draft], from: LayerId, bound: f64) -> Result<Vec<(f64, Vec<Run>)>, SearchError> {
+        let adds_up = self.options.objective.adds_up();
+        let count = tokens(&self.batches).max(1) as f64;
+        let mut found: Vec<(f64, Vec<Run>)> = vec![(0.0, Vec::new()); drafts.len()];
         for wave in self.batches.chunks(self.options.parallel.max(1)) {
-            let model = self.model;
-            let run = |watched: &Watched| {
-                let run = watched.batch.try_from_layer(model, from, draft)?;
-                let sum = watched.reference.as_ref().map_or(Ok(0.0), |reference| reference.sum(model, &run))?;
-                Ok::<_, CacheError>((run, sum))
-            };
-            for (run, term) in in_waves(wave, self.options.parallel, run)? {
-                runs.push(run);
-                sum += term;
-            }
-            if self.options.objective.adds_up() && sum / count > bound {
+            let open: Vec<usize> =
+                (0..drafts.len()).filter(|&draft| !adds_up || found[draft].0 / count <= bound).collect();
+            if open.is_empty() {
                 break;
             }
-        }
-        self.found.layers_run += self.model.shape().len() - from.0;
-        let loss = match self.options.objective {
-            Objective::HiddenCosine => {
-                let batches: Vec<&Batch> = self.batches.iter().map(|watched| &watched.batch).collect();
-                cosine_loss(self.options.gate, &batches, &runs)?
+            let model = self.model;
+            let still: Vec<&Draft> = open.iter().map(|&draft| drafts[draft]).collect();
+            let run = |watched: &Watched| {
+                let runs = watched.batch.try_from_layer(model, from, &still)?;
+                let sum = |run: Run| Ok((watched.sum(model, &run)?, run));
+                runs.into_iter().map(sum).collect::<Result<Vec<_>, CacheError>>()
+            };
+            for runs in in_waves(wave, self.options.parallel, run)? {
+                for (&draft, (sum, run)) in open.iter().zip(runs) {
+                    found[draft].0 += sum;
+                    found[draft].1.push(run);
+                }
             }
-            _ => sum / counts(&self.batches[..runs.len()]),
-        };
-        Ok((loss, runs))
+        }
+        self.found.layers_run += drafts.len() * (self.model.shape().len() - from.0);
+        for (loss, runs) in &mut found {
+            *loss = self.objective(&self.batches[..runs.len()], *loss, runs)?;
+        }
+        Ok(found)
+    }
+
+    /// The same of one draft.
+    fn loss_of(&mut self, draft: &Draft, from: LayerId, bound: f64) -> Result<(f64, Vec<Run>), SearchError> {
+        Ok(self.losses(&[draft], from, bound)?.remove(0))
+    }
+
+    /// The objective of the runs of some batches, of whose terms `sum` is the sum if it adds up.
+    fn objective(&self, batches: &[Watched], sum: f64, runs: &[Run]) -> Result<f64, CacheError> {
+        if self.options.objective.adds_up() {
+            return Ok(sum / tokens(batches).max(1) as f64);
+        }
+        let batches: Vec<&Batch> = batches.iter().map(|watched| &watched.batch).collect();
+        cosine_loss(self.options.gate, &batches, runs)
     }
 
     /// Whether the model lets a layer, and all that would go with it, read another.
-    fn may_share(&self, candidate: &Move) -> bool {
+    fn may_share(&self, draft: &Draft, candidate: &Move) -> bool {
         let Move { borrower, donor, .. } = *candidate;
-        let sharing = self.draft.sharing();
+        let sharing = draft.sharing();
         let readers = sharing.keys().readers(borrower).chain(sharing.values().readers(borrower));
         readers.chain([borrower]).all(|layer| self.model.may_share(layer, donor))
     }
@@ -240,23 +252,14 @@ impl<'a, M: SearchModel> Searching<'a, M> {
         for (watched, run) in self.batches.iter_mut().zip(runs) {
             watched.batch.accept(run);
         }
-        let (model, objective) = (self.model, self.options.objective);
-        let run = |watched: &Watched| watched.batch.try_from_layer(model, from, &draft);
-        let held = in_waves(&self.held, self.options.parallel, run)?;
+        let model = self.model;
+        let run = |watched: &Watched| {
+            let run = watched.batch.try_from_layer(model, from, &[&draft])?.remove(0);
+            Ok((watched.sum(model, &run)?, run))
+        };
+        let (sums, held): (Vec<f64>, Vec<Run>) = in_waves(&self.held, self.options.parallel, run)?.into_iter().unzip();
         if !self.held.is_empty() {
-            let batches: Vec<&Batch> = self.held.iter().map(|watched| &watched.batch).collect();
-            self.held_loss = Some(if objective.adds_up() {
-                let (mut sum, mut count) = (0.0, 0);
-                for (watched, run) in self.held.iter().zip(&held) {
-                    if let Some(reference) = &watched.reference {
-                        sum += reference.sum(model, run)?;
-                        count += reference.count();
-                    }
-                }
-                sum / count.max(1) as f64
-            } else {
-                cosine_loss(self.options.gate, &batches, &held)?
-            });
+            self.held_loss = Some(self.objective(&self.held, sums.iter().sum(), &held)?);
         }
         for (watched, run) in self.held.iter_mut().zip(held) {
             watched.batch.accept(run);
@@ -264,6 +267,18 @@ impl<'a, M: SearchModel> Searching<'a, M> {
         self.draft = draft;
         Ok(())
     }
+}
+
+impl Watched {
+    /// The sum of the terms of an objective that adds up; 0 of another one.
+    fn sum<M: SearchModel>(&self, model: &M, run: &Run) -> Result<f64, CacheError> {
+        self.reference.as_ref().map_or(Ok(0.0), |reference| reference.sum(model, run))
+    }
+}
+
+/// Tokens that count in an objective that adds up.
+fn tokens(batches: &[Watched]) -> usize {
+    batches.iter().filter_map(|watched| watched.reference.as_ref()).map(Reference::count).sum()
 }
 
 /// Maps items in order, so many of them at once.

@@ -8,6 +8,7 @@ use burn::tensor::{DType, Device};
 use clap::{Args, ValueEnum};
 use kvsharer_compress::parse_policy;
 use kvsharer_core::{Budget, ModelShape, Plan, SearchModel, Sharing, Stack, Strategy};
+use kvsharer_eval::experiment::Work;
 use kvsharer_eval::score::ScoreOptions;
 use kvsharer_eval::{Share, Target, build_stack, solve_budget};
 use kvsharer_models::hub::HubReference;
@@ -80,16 +81,12 @@ impl DeviceArg {
         }
     }
 
-    /// Samples of a calibration batch, and batches at once, that use the device well. On the CPU several batches a
-    /// thread, so that hopeless candidates are given up after some of them.
-    pub(super) fn batch_of(&self) -> fn(&Device, usize) -> (usize, usize) {
+    /// How calibration samples are run.
+    pub(super) fn work(&self) -> Work {
         match self {
-            DeviceArg::Cpu => |_, samples| {
-                let threads = rayon::current_num_threads();
-                (samples.div_ceil(threads * 3), threads)
-            },
+            DeviceArg::Cpu => Work::Threads,
             #[cfg(feature = "cuda")]
-            DeviceArg::Cuda(_) => |_, samples| (samples.min(64), 1),
+            DeviceArg::Cuda(_) => Work::Tokens(8192),
         }
     }
 }

@@ -53,7 +53,7 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), CliError> {
         dtype: global.dtype.dtype(),
         dtype_name: global.dtype.name().into(),
         options: BenchmarkOptions { score: global.device.scoring(), ..BenchmarkOptions::default() },
-        calibration_batch: global.device.batch_of(),
+        work: global.device.work(),
         shard: args.shard,
         data: args.data.clone().unwrap_or_else(|| folder.into()),
         output: output.clone(),

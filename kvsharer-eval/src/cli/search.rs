@@ -10,7 +10,8 @@ use super::output::{bar, complain, emit, emit_json};
 use clap::Args;
 pub(super) use draw::draw_sharing;
 pub(super) use flags::SearchFlags;
-use kvsharer_core::{CalibrationSet, Found, Progress, SearchModel, Strategy, Trial, Units, hex, search};
+use kvsharer_core::{CalibrationSet, Found, Progress, Strategy, Trial, Units, hex, search};
+use kvsharer_eval::experiment::Work;
 use kvsharer_eval::{Journal, Journaled};
 use kvsharer_models::{Decoder, ModelFiles, ModelTokenizer};
 use serde::Serialize;
@@ -170,7 +171,7 @@ impl SearchFlags {
     pub(super) fn check(&self, files: &ModelFiles, global: &Global) -> Result<(), CliError> {
         let spec = self.spec();
         spec.strategy(files.config().layers, global.seed).map_err(CliError::usage)?;
-        spec.options(1, 1).check(&files.shape()).map_err(CliError::usage)
+        spec.options(Work::Threads, self.samples as usize).check(&files.shape()).map_err(CliError::usage)
     }
 
     /// The samples, tokenised.
@@ -190,9 +191,9 @@ impl SearchFlags {
         journal: Option<&mut Journal>,
         global: &Global,
     ) -> Result<Searched, CliError> {
-        let (batch, parallel) = global.device.batch_of()(&model.device(), set.samples().len());
         let (spec, layers) = (self.spec(), files.config().layers);
-        let (options, strategy) = (spec.options(batch, parallel), spec.strategy(layers, global.seed)?);
+        let options = spec.options(global.device.work(), set.samples().len());
+        let strategy = spec.strategy(layers, global.seed)?;
         let start = Instant::now();
         let bar = bar(1000, "searching");
         let watch = |progress: Progress<'_>| {

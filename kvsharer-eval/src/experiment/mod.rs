@@ -12,7 +12,7 @@ pub use file::{Cell, CellKind, Experiment, Shard, StackSpec, StrategySpec};
 pub use merge::{Merged, merge};
 pub use record::{Record, Records};
 pub use run::{Runner, Watch};
-pub use search::{SearchSpec, StrategyName};
+pub use search::{SearchSpec, StrategyName, Work};
 
 use std::path::PathBuf;
 use thiserror::Error;

@@ -2,7 +2,7 @@
 
 use super::file::{Cell, CellKind, Experiment, Shard, StrategySpec};
 use super::record::{Record, Records, check_same};
-use super::{ExperimentError, SearchSpec, bench};
+use super::{ExperimentError, SearchSpec, Work, bench};
 use crate::{BenchmarkOptions, EvalError, Job, Step, Target, build_stack, solve_budget};
 use crate::{Journal, Journaled};
 use burn::tensor::{DType, Device};
@@ -52,8 +52,8 @@ pub struct Runner {
     pub dtype_name: String,
     /// How much is run at once.
     pub options: BenchmarkOptions,
-    /// Samples of a calibration batch and batches at once, given all samples.
-    pub calibration_batch: fn(&Device, usize) -> (usize, usize),
+    /// How calibration samples are run.
+    pub work: Work,
     /// Which cells.
     pub shard: Shard,
     /// Folder that relative paths of the experiment start from.
@@ -303,8 +303,7 @@ impl Runner {
         }
         watch(Watch::Searches(name));
         std::fs::create_dir_all(&folder).map_err(|source| EvalError::Io { path: folder.clone(), source })?;
-        let (batch, parallel) = (self.calibration_batch)(&self.device, set.samples().len());
-        let options = spec.options(batch, parallel);
+        let options = spec.options(self.work, set.samples().len());
         let strategy = spec.strategy(loaded.files.config().layers, seed)?;
         let mut journal = Journal::open(&path.with_extension("journal"), &key)?;
         let mut observer = Journaled { journal: journal.as_mut(), watch: |_: Progress<'_>| {} };

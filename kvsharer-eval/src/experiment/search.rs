@@ -101,6 +101,15 @@ pub struct SearchSpec {
     pub max_trials: Option<usize>,
 }
 
+/// How calibration samples are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// On all threads, several batches a thread, so that hopeless candidates are given up after some of them.
+    Threads,
+    /// About so many tokens a forward pass, one pass after the other: for devices that one pass fills.
+    Tokens(usize),
+}
+
 impl Default for SearchSpec {
     fn default() -> Self {
         Self {
@@ -142,8 +151,15 @@ impl SearchSpec {
         })
     }
 
-    /// Options for batches of `batch` samples, so many of them at once.
-    pub fn options(&self, batch: usize, parallel: usize) -> SearchOptions {
+    /// Options for so many samples, run in a way that suits the device.
+    pub fn options(&self, work: Work, samples: usize) -> SearchOptions {
+        let (batch, parallel, pass_tokens) = match work {
+            Work::Threads => {
+                let threads = rayon::current_num_threads();
+                (samples.div_ceil(threads * 3), threads, 0)
+            }
+            Work::Tokens(tokens) => ((tokens / self.sample_tokens.max(1)).clamp(1, samples.max(1)), 1, tokens),
+        };
         SearchOptions {
             share: self.share.target(),
             units: self.units,
@@ -157,6 +173,7 @@ impl SearchSpec {
             held_back: self.held_back,
             batch,
             parallel,
+            pass_tokens,
             max_trials: self.max_trials,
         }
     }

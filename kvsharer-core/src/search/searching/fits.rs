@@ -7,6 +7,7 @@ use crate::search::{Change, Draft, SearchError, SearchModel};
 use crate::{Adapter, CacheError, LayerId};
 
 /// A draft with its maps fitted.
+#[derive(Clone)]
 pub(super) struct Fitted {
     pub(super) draft: Draft,
     /// The first layer that differs from the accepted draft.

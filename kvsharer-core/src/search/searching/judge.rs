@@ -1,7 +1,7 @@
 //! What strategies ask of a running search.
 
 use super::fits::Fitted;
-use super::{Judged, Searching};
+use super::{Judged, Searching, Watched};
 use crate::search::target::is_reached;
 use crate::search::{
     Ask, Batch, Change, Distance, Draft, Fit, Ground, Move, Order, Pair, SearchError, SearchModel, SearchOptions, Step,
@@ -58,7 +58,7 @@ impl<M: SearchModel> Ground for Searching<'_, M> {
                 }
             }
         }
-        moves.retain(|candidate| draft.allows(candidate) && self.may_share(candidate));
+        moves.retain(|candidate| draft.allows(candidate) && self.may_share(draft, candidate));
         moves
     }
 
@@ -79,29 +79,45 @@ impl<M: SearchModel> Ground for Searching<'_, M> {
         Ok(ranking)
     }
 
-    fn judge(&mut self, changes: &[Change], ask: Ask) -> Result<Verdict, SearchError> {
-        self.tell();
-        let key = self.key(changes);
-        let recalled = self.observer.recall(&key);
-        let (loss, whole) = match recalled {
-            Some(known) => known,
-            None => {
-                let fitted = self.fitted(changes)?;
-                let (loss, runs) = self.losses(&fitted.draft, fitted.from, ask.bound)?;
-                let whole = runs.len() == self.batches.len();
-                self.last = whole.then(|| Judged { changes: changes.to_vec(), fitted, runs, loss });
-                self.observer.keep(&key, loss, whole).map_err(SearchError::Observer)?;
-                (loss, whole)
-            }
-        };
-        self.record(changes, loss, whole, ask);
-        if !loss.is_finite() {
-            let trial = self.found.trials.last();
-            let (donor, borrower) = trial.map_or((LayerId(0), LayerId(0)), |trial| (trial.donor, trial.borrower));
-            let what = if self.options.objective.adds_up() { "objective" } else { "similarity" };
-            return Err(SearchError::NotFinite { what, donor, borrower });
+    fn together(&self) -> usize {
+        let tokens = |watched: &Watched| watched.batch.samples().len() * watched.batch.width();
+        let largest = self.batches.iter().map(tokens).max().unwrap_or(0);
+        (self.options.pass_tokens / largest.max(1)).max(1)
+    }
+
+    fn judge_together(&mut self, candidates: &[Vec<Change>], ask: Ask) -> Result<Vec<Verdict>, SearchError> {
+        let keys: Vec<String> = candidates.iter().map(|changes| self.key(changes)).collect();
+        let mut verdicts: Vec<Option<Verdict>> =
+            keys.iter().map(|key| self.observer.recall(key).map(|(loss, whole)| Verdict { loss, whole })).collect();
+        let mut fitted: Vec<(usize, Fitted)> = Vec::new();
+        for (index, changes) in candidates.iter().enumerate().filter(|(index, _)| verdicts[*index].is_none()) {
+            fitted.push((index, self.fitted(changes)?));
         }
-        Ok(Verdict { loss, whole })
+        for alike in fitted.chunk_by(|a, b| a.1.from == b.1.from) {
+            let drafts: Vec<&Draft> = alike.iter().map(|(_, fitted)| &fitted.draft).collect();
+            let found = self.losses(&drafts, alike[0].1.from, ask.bound)?;
+            for ((index, fitted), (loss, runs)) in alike.iter().zip(found) {
+                let whole = runs.len() == self.batches.len();
+                verdicts[*index] = Some(Verdict { loss, whole });
+                self.observer.keep(&keys[*index], loss, whole).map_err(SearchError::Observer)?;
+                if whole && self.last.as_ref().is_none_or(|last| loss <= last.loss) {
+                    let (changes, fitted) = (candidates[*index].clone(), fitted.clone());
+                    self.last = Some(Judged { changes, fitted, runs, loss });
+                }
+            }
+        }
+        let verdicts: Vec<Verdict> = verdicts.into_iter().flatten().collect();
+        for (changes, verdict) in candidates.iter().zip(&verdicts) {
+            self.tell();
+            self.record(changes, verdict.loss, verdict.whole, ask);
+            if !verdict.loss.is_finite() {
+                let trial = self.found.trials.last();
+                let (donor, borrower) = trial.map_or((LayerId(0), LayerId(0)), |trial| (trial.donor, trial.borrower));
+                let what = if self.options.objective.adds_up() { "objective" } else { "similarity" };
+                return Err(SearchError::NotFinite { what, donor, borrower });
+            }
+        }
+        Ok(verdicts)
     }
 
     fn accept(&mut self, changes: &[Change]) -> Result<(), SearchError> {
@@ -109,7 +125,7 @@ impl<M: SearchModel> Ground for Searching<'_, M> {
             Some(judged) if judged.changes == changes => judged,
             _ => {
                 let fitted = self.fitted(changes)?;
-                let (loss, runs) = self.losses(&fitted.draft, fitted.from, f64::INFINITY)?;
+                let (loss, runs) = self.loss_of(&fitted.draft, fitted.from, f64::INFINITY)?;
                 Judged { changes: changes.to_vec(), fitted, runs, loss }
             }
         };
@@ -153,7 +169,7 @@ impl<M: SearchModel> Ground for Searching<'_, M> {
         if draft.history() == self.draft.history() {
             return Ok(());
         }
-        let (loss, runs) = self.losses(draft, LayerId(0), f64::INFINITY)?;
+        let (loss, runs) = self.loss_of(draft, LayerId(0), f64::INFINITY)?;
         self.settle(draft.clone(), LayerId(0), runs)?;
         self.loss = loss;
         self.last = None;

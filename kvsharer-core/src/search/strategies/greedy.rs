@@ -2,7 +2,7 @@
 
 use super::SearchStrategy;
 use crate::search::{Ask, Change, Draft, Ground, Move, SearchError};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 /// The best candidate at every step.
 ///
@@ -52,22 +52,31 @@ impl Greedy {
         ground.announce(candidates.len(), judged);
         let base = ground.loss();
         let mut best: Vec<(f64, Move)> = Vec::new();
-        for (index, candidate) in candidates.into_iter().enumerate() {
+        candidates.truncate(judged);
+        let mut left = VecDeque::from(candidates);
+        while let Some(first) = left.pop_front() {
             if ground.options().max_trials.is_some() && ground.is_done() {
                 break;
             }
             let bound = if best.len() == keep { best[keep - 1].0 } else { f64::INFINITY };
-            let known = costs.of(&candidate);
-            if self.width.is_some_and(|width| index >= width) && known.is_finite() {
-                break;
-            }
-            let changes = [before, &[Change::Share(candidate)]].concat();
-            let verdict = ground.judge(&changes, Ask { bound, ..Ask::default() })?;
-            costs.set(candidate, verdict.loss - base);
-            if let Some(loss) = verdict.within(bound) {
-                let place = best.partition_point(|(other, _)| *other <= loss);
-                best.insert(place, (loss, candidate));
-                best.truncate(keep);
+            let mut together = vec![first];
+            left.retain(|candidate| {
+                let joins = candidate.borrower == first.borrower && together.len() < ground.together();
+                if joins {
+                    together.push(*candidate);
+                }
+                !joins
+            });
+            let changes: Vec<Vec<Change>> =
+                together.iter().map(|&candidate| [before, &[Change::Share(candidate)]].concat()).collect();
+            let verdicts = ground.judge_together(&changes, Ask { bound, ..Ask::default() })?;
+            for (candidate, verdict) in together.into_iter().zip(verdicts) {
+                costs.set(candidate, verdict.loss - base);
+                if let Some(loss) = verdict.within(bound) {
+                    let place = best.partition_point(|(other, _)| *other <= loss);
+                    best.insert(place, (loss, candidate));
+                    best.truncate(keep);
+                }
             }
         }
         Ok(best)

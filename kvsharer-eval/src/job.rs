@@ -3,8 +3,8 @@
 use crate::needles::NeedleKind;
 use crate::tasks::{Protocol, TaskFiles, find_task, tasks};
 use crate::{
-    Benchmark, BenchmarkOptions, EvalError, Evaluated, NeedleTask, PerplexityOptions, StepwiseOptions, TaskResult,
-    benchmark, perplexity, stepwise, texts,
+    Benchmark, BenchmarkOptions, EvalError, Evaluated, NeedleTask, PerplexityOptions, Reduce, StepwiseOptions,
+    TaskResult, benchmark, perplexity, stepwise, texts,
 };
 use kvsharer_core::{Lengths, Plan, SearchModel, Stack, hex};
 use kvsharer_models::hub::{Hub, HubReference, RepositoryKind};
@@ -174,8 +174,8 @@ impl TaskSpec {
         StepwiseOptions { document: self.window, prefill: self.prefill, batch: self.batch, limit: self.limit }
     }
 
-    fn windows(&self) -> PerplexityOptions {
-        PerplexityOptions { window: self.window, chunk: self.chunk, limit: self.limit }
+    fn windows(&self, reduce: Reduce) -> PerplexityOptions {
+        PerplexityOptions { window: self.window, chunk: self.chunk, limit: self.limit, reduce }
     }
 }
 
@@ -267,7 +267,7 @@ impl Job {
                 task.run(model, tokenizer, stack, done)
             }
             Kind::Windows { text } | Kind::Stepwise { text } => {
-                self.perplexity(text, model, tokenizer, stack, &progress)
+                self.perplexity(text, model, tokenizer, options.score.reduce, stack, &progress)
             }
         }
     }
@@ -277,6 +277,7 @@ impl Job {
         text: &str,
         model: &Decoder,
         tokenizer: &ModelTokenizer,
+        reduce: Reduce,
         stack: impl Fn() -> Result<Stack<'p>, EvalError> + Sync,
         progress: &(impl Fn(Step) + Sync),
     ) -> Result<Evaluated, EvalError> {
@@ -295,7 +296,7 @@ impl Job {
         let done = |tokens| progress(Step::Done(tokens));
         let evicts = Plan::new(model.shape(), &stack()?)?.evicts();
         let scored = match is_windows {
-            true => perplexity(model, &ids, &spec.windows(), &stack, done),
+            true => perplexity(model, &ids, &spec.windows(reduce), &stack, done),
             false => stepwise(model, &ids, &stepwise_options, &stack, done),
         };
         let scored = scored.map_err(|error| match (error, &spec.path) {

@@ -34,7 +34,7 @@ fn step(text: &[u32], options: StepwiseOptions) -> Perplexity {
 }
 
 fn by_windows(text: &[u32], window: usize, limit: Option<usize>) -> Perplexity {
-    let options = PerplexityOptions { window, chunk: 0, limit };
+    let options = PerplexityOptions { window, limit, ..PerplexityOptions::default() };
     perplexity(&MODEL, text, &options, || Ok(Stack::new()), |_| {}).expect("a perplexity")
 }
 
@@ -64,7 +64,7 @@ fn with_a_full_cache_it_is_the_windows_protocol() {
 fn what_is_evicted_counts_as_in_windows_of_one_token_a_pass() {
     let text = text(100);
     let options = StepwiseOptions { document: DOCUMENT, ..StepwiseOptions::default() };
-    let windows = PerplexityOptions { window: DOCUMENT, chunk: 1, limit: None };
+    let windows = PerplexityOptions { window: DOCUMENT, chunk: 1, ..PerplexityOptions::default() };
     let full = step(&text, options);
     for (sharing, policies) in &stacks()[1..] {
         let stack = || build_stack(sharing.as_ref(), policies);

@@ -4,7 +4,7 @@ use crate::attention::Attention;
 use crate::linear::Linear;
 use crate::{BareLayer, Decoder, DecoderLayer, ModelError};
 use burn::tensor::{DType, Tensor};
-use kvsharer_core::{Adapter, LayerId, Mix, Turn, inverse};
+use kvsharer_core::{Adapter, LayerId, LayerMap, Mix, Turn, inverse};
 use std::collections::BTreeMap;
 
 impl Decoder {
@@ -23,6 +23,39 @@ impl Decoder {
                 return Err(ModelError::TurnBehindNorm { layer: layer.0 });
             }
             found.attention = found.attention.folded(adapter);
+        }
+        Ok(self.with_layers((0..).map(LayerId).zip(layers).collect()))
+    }
+
+    /// The same model in which layers that share values compute the mean of what their projections give, as owners: the
+    /// weights of a donor and of its readers are averaged. A baseline in the manner of VFOLD's averaging, which needs no
+    /// text; to be run with the sharing map.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownLayer`] for a layer that the model lacks.
+    pub fn averaged_values(&self, values: &LayerMap) -> Result<Self, ModelError> {
+        let mut layers = self.layers().to_vec();
+        let count = layers.len();
+        if let Some((layer, _)) = values.iter().find(|(layer, donor)| layer.0.max(donor.0) >= count) {
+            return Err(ModelError::UnknownLayer { layer: layer.0, layers: count });
+        }
+        let projection = |layer: LayerId| &self.layers()[layer.0].attention.value;
+        for donor in (0..count).map(LayerId) {
+            let alike: Vec<LayerId> = values.readers(donor).chain([donor]).collect();
+            if alike.len() > 1 {
+                let mean = |of: &dyn Fn(LayerId) -> Option<Tensor<2>>| {
+                    let device = projection(donor).weight().device();
+                    let parts = alike.iter().filter_map(|&layer| of(layer));
+                    let sum = parts.map(|part| part.to_device(&device).cast(DType::F32)).reduce(|a, b| a + b);
+                    sum.map(|sum| (sum / alike.len() as f64).cast(projection(donor).weight().dtype()))
+                };
+                let weight = mean(&|layer| Some(projection(layer).weight().clone()));
+                let bias = mean(&|layer| projection(layer).bias().map(|bias| bias.clone().unsqueeze::<2>()));
+                if let Some(weight) = weight {
+                    let bias = bias.map(|bias| bias.squeeze_dim::<1>(0));
+                    layers[donor.0].attention.value = with_bias(Linear::new(weight), bias);
+                }
+            }
         }
         Ok(self.with_layers((0..).map(LayerId).zip(layers).collect()))
     }

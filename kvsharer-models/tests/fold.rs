@@ -4,8 +4,8 @@
 use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
 use kvsharer_core::testing::max_difference;
 use kvsharer_core::{
-    Adapter, Attend, Cache, CacheError, CalibrationSet, Fit, Fixed, Greedy, LayerId, Mix, Objective, Progress,
-    SearchModel, SearchOptions, Sharing, Stack, Target, Turn, Units, search,
+    Adapter, Attend, Cache, CacheError, CalibrationSet, Fit, Fixed, Greedy, Kv, LayerId, LayerMap, Mix, Objective,
+    Progress, SearchModel, SearchOptions, Sharing, Stack, Target, Turn, Units, search,
 };
 use kvsharer_models::{Decoder, open_model};
 use std::collections::BTreeMap;
@@ -189,4 +189,48 @@ fn a_fixed_map_is_carried_out_as_given() {
     let set = CalibrationSet::new(tokens(2), TOKENS).unwrap();
     let found = search(&model, &set, &fixed, &SearchOptions::new(1), &mut |_: Progress<'_>| {}).unwrap();
     assert_eq!(found.draft.sharing(), &sharing);
+}
+
+/// Keeps the values a layer computes.
+struct Values(Vec<f32>);
+
+impl Attend for Values {
+    fn positions(&self) -> Range<usize> {
+        0..TOKENS
+    }
+
+    fn attend(
+        &mut self,
+        _: LayerId,
+        query: Tensor<4>,
+        _: impl FnOnce() -> Tensor<4>,
+        value: impl FnOnce() -> Tensor<4>,
+    ) -> Result<Tensor<4>, CacheError> {
+        self.0 = value().try_into_vec_as::<f32>().unwrap();
+        Ok(query)
+    }
+}
+
+#[test]
+fn averaged_values_are_the_mean_of_what_donor_and_readers_compute() {
+    let model = model();
+    let map = LayerMap::resolve(Kv::Value, [(2, 1), (3, 1)]).unwrap();
+    let averaged = model.averaged_values(&map).unwrap();
+    let hidden = Tensor::<3>::random([1, TOKENS, model.config().hidden], Distribution::Default, &model.device());
+    let values = |model: &Decoder, layer: usize| {
+        let mut values = Values(Vec::new());
+        model.layer(LayerId(layer), hidden.clone(), &mut values).unwrap();
+        values.0
+    };
+    // The norms of random models are all ones, so layers differ in their projections alone.
+    let own: Vec<Vec<f32>> = (1..4).map(|layer| values(&model, layer)).collect();
+    for (index, mean) in values(&averaged, 1).into_iter().enumerate() {
+        let wanted = own.iter().map(|own| own[index]).sum::<f32>() / 3.0;
+        assert!((mean - wanted).abs() < 1e-5, "{mean} instead of {wanted}");
+    }
+    for layer in [0, 2, 3] {
+        assert_eq!(values(&averaged, layer), values(&model, layer), "layer {layer} is its own");
+    }
+    let beyond = LayerMap::resolve(Kv::Value, [(99, 1)]).unwrap();
+    assert!(model.averaged_values(&beyond).is_err());
 }

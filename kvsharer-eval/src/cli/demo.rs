@@ -163,7 +163,8 @@ fn score(
     text: &[u32],
     done: impl Fn(usize) + Sync,
 ) -> Result<Perplexity, CliError> {
-    let options = PerplexityOptions { window: args.tokens as usize, chunk: args.pass(), limit: None };
+    let options =
+        PerplexityOptions { window: args.tokens as usize, chunk: args.pass(), ..PerplexityOptions::default() };
     Ok(perplexity(model, text, &options, || plan.stack(), done)?)
 }
 

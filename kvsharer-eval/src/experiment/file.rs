@@ -53,6 +53,10 @@ pub struct StrategySpec {
     /// The step of a search that went further, so that one search serves several shares.
     #[serde(default)]
     pub at: Option<Share>,
+    /// Layers that share values compute the mean of their own and their readers'
+    /// ([`Decoder::averaged_values`](kvsharer_models::Decoder::averaged_values)); the search knows nothing of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub average_values: bool,
 }
 
 /// Policies beside the strategy.
@@ -79,7 +83,7 @@ fn default_seeds() -> Vec<u64> {
 }
 
 fn default_strategies() -> Vec<StrategySpec> {
-    vec![StrategySpec { name: "full".into(), file: None, search: None, at: None }]
+    vec![StrategySpec { name: "full".into(), file: None, search: None, at: None, average_values: false }]
 }
 
 fn default_stacks() -> Vec<StackSpec> {

@@ -217,7 +217,8 @@ impl Runner {
                 let (objective, held_back) = (found.objective, found.held_back);
                 json!({ "key_map": key_map, "value_map": value_map, "search": search, "calibration": calibration,
                     "reached": reached, "requested": requested, "saved": saved, "fitted_layers": fitted,
-                    "trials": trials, "objective": objective, "held_back": held_back })
+                    "trials": trials, "objective": objective, "held_back": held_back,
+                    "average_values": found.average_values })
             }),
             stack: stack.name.clone(),
             policies: own.names(),
@@ -278,7 +279,8 @@ impl Runner {
         let step = strategy.steps.iter().find(|step| (step.saved - strategy.saved).abs() < 1e-9);
         let trials = step.map_or(strategy.trials.len(), |step| step.trials);
         let (objective, held_back) = step.map_or((None, None), |step| (Some(step.objective), step.held_back));
-        Ok(Some(FoundStrategy { strategy, path, trials, objective, held_back, seconds }))
+        let average_values = spec.average_values;
+        Ok(Some(FoundStrategy { strategy, path, trials, objective, held_back, seconds, average_values }))
     }
 
     /// The strategy that a search finds, kept in a file beside the results so that it is found once.
@@ -294,7 +296,9 @@ impl Runner {
         let set = spec.calibration(tokenizer, loaded.files.config().vocab)?;
         // Only a random order depends on the seed.
         let seed = if spec.is_random() { seed } else { 0 };
-        let key = json!([spec, set.hash(), loaded.hash, seed, self.dtype_name, LIBRARY]).to_string();
+        // What the samples are says their hash, wherever they lie.
+        let named = SearchSpec { calibration: None, ..spec.clone() };
+        let key = json!([named, set.hash(), loaded.hash, seed, self.dtype_name, LIBRARY]).to_string();
         let key = hex(&Sha256::digest(key))[..16].to_owned();
         let folder = strategies_of(&self.output);
         let path = folder.join(format!("{key}.json"));
@@ -348,13 +352,18 @@ struct FoundStrategy {
     held_back: Option<f64>,
     /// Seconds of the whole search, if it was made here and in one go.
     seconds: Option<f64>,
+    average_values: bool,
 }
 
 impl FoundStrategy {
     /// The model as the strategy wants it: with its fitted maps, without what it drops.
     fn adapted(&self, model: &Decoder) -> Result<Decoder, EvalError> {
         let adapters = self.strategy.load_adapters(&self.path, &model.device())?;
-        Ok(model.folded(&adapters)?.without_attention(&self.strategy.dropped)?)
+        let folded = match self.average_values {
+            true => model.averaged_values(self.strategy.sharing()?.values())?,
+            false => model.folded(&adapters)?,
+        };
+        Ok(folded.without_attention(&self.strategy.dropped)?)
     }
 }
 

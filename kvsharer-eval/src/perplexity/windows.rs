@@ -2,13 +2,10 @@
 
 use super::{Perplexity, cut};
 use crate::EvalError;
-use crate::logits::target_nll;
+use crate::logits::{Reduce, score_positions};
 use kvsharer_core::{Cache, Stack};
 use kvsharer_models::Decoder;
 use rayon::prelude::*;
-
-/// Positions scored at once: their logits are `[rows, vocab]`.
-const SCORED_ROWS: usize = 256;
 
 /// The protocol `windows`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,11 +17,13 @@ pub struct PerplexityOptions {
     pub chunk: usize,
     /// The first windows only.
     pub limit: Option<usize>,
+    /// Where logits become scores.
+    pub reduce: Reduce,
 }
 
 impl Default for PerplexityOptions {
     fn default() -> Self {
-        Self { window: 1024, chunk: 0, limit: None }
+        Self { window: 1024, chunk: 0, limit: None, reduce: Reduce::Host }
     }
 }
 
@@ -44,7 +43,7 @@ pub fn perplexity<'p>(
     let score = |(index, window): (usize, &&[u32])| -> Result<(f64, usize), EvalError> {
         let cache_options = model.cache_options(1, window.len());
         let mut cache = model.cache(stack()?, cache_options)?;
-        let nll = window_nll(model, window, options.chunk, &mut cache)?;
+        let nll = window_nll(model, window, options, &mut cache)?;
         if let Some(token) = nll.iter().position(|nll| !nll.is_finite()) {
             return Err(EvalError::NotFinite { window: index, token: token + 1 });
         }
@@ -57,18 +56,21 @@ pub fn perplexity<'p>(
 }
 
 /// Negative log-likelihood of every token of a window but the first, in nats.
-fn window_nll(model: &Decoder, window: &[u32], chunk: usize, cache: &mut Cache<'_>) -> Result<Vec<f64>, EvalError> {
-    let chunk = if chunk == 0 { window.len() } else { chunk };
+fn window_nll(
+    model: &Decoder,
+    window: &[u32],
+    options: &PerplexityOptions,
+    cache: &mut Cache<'_>,
+) -> Result<Vec<f64>, EvalError> {
+    let chunk = if options.chunk == 0 { window.len() } else { options.chunk };
     let mut nll = Vec::with_capacity(window.len());
     for (index, part) in window.chunks(chunk).enumerate() {
         let hidden = model.forward(&[part], cache)?;
         // The state at position i predicts token i + 1; the window's last state predicts nothing.
         let targets = &window[index * chunk + 1..window.len().min((index + 1) * chunk + 1)];
-        for (block, targets) in targets.chunks(SCORED_ROWS).enumerate() {
-            let start = block * SCORED_ROWS;
-            let rows = hidden.clone().slice_dim(1, start..start + targets.len());
-            nll.extend(target_nll(model.logits(rows), targets)?);
-        }
+        let positions: Vec<usize> = (0..targets.len()).collect();
+        let scores = score_positions(model, hidden, &positions, targets, options.reduce)?;
+        nll.extend(scores.into_iter().map(|score| score.nll));
     }
     Ok(nll)
 }

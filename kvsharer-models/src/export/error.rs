@@ -17,7 +17,9 @@ pub enum ExportError {
         remedy: &'static str,
     },
     /// A model some of whose layers have no attention.
-    #[error("a model whose layers lost their attention is no Hugging Face model any more: export a strategy without dropped layers")]
+    #[error(
+        "a model whose layers lost their attention is no Hugging Face model any more: export a strategy without dropped layers"
+    )]
     Dropped,
     /// Weights of a type that safetensors files of models do not have.
     #[error("weights of type {0} cannot be written: take --dtype f32, f16 or bf16")]

@@ -6,6 +6,7 @@
 mod error;
 mod evaluation;
 pub mod experiment;
+pub mod export;
 mod job;
 mod journal;
 mod logits;

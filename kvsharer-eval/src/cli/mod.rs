@@ -6,6 +6,7 @@ mod context;
 mod demo;
 mod error;
 mod eval;
+mod export;
 mod fetch;
 mod generate;
 mod hub;
@@ -97,6 +98,8 @@ enum Command {
     Chat(chat::ChatArgs),
     /// The exact bytes of a cache before anything runs
     Plan(plan::PlanArgs),
+    /// Write a strategy, or a model, as files for another program
+    Export(export::ExportArgs),
 }
 
 /// Runs the program: exit code 0 for success, 2 for wrong usage, 1 for everything else that fails.
@@ -143,6 +146,7 @@ fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Generate(args) => generate::run(&args, &global),
         Command::Chat(args) => chat::run(&args, &global),
         Command::Plan(args) => plan::run(&args, &global),
+        Command::Export(args) => export::run(&args, &global),
     }
 }
 

@@ -57,11 +57,10 @@ impl TargetArg {
     }
 
     /// What to do with the files.
-    fn usage(self) -> &'static str {
+    fn usage(self, shared: bool) -> &'static str {
         match self {
-            TargetArg::Hf => {
-                "any engine with sharing can load it; kvsharer by --model DIR --strategy DIR/strategy.json"
-            }
+            TargetArg::Hf if shared => "kvsharer runs it by --model DIR --strategy DIR/strategy.json",
+            TargetArg::Hf => "a plain Hugging Face model",
             TargetArg::Transformers => "import kvsharer_sharing; kvsharer_sharing.apply(model)",
             TargetArg::Vllm => "pip install it beside vLLM; its README.md says how to serve",
             TargetArg::LlamaCpp => "",
@@ -99,5 +98,5 @@ pub(super) fn run(args: &ExportArgs, global: &Global) -> Result<(), CliError> {
     }
     let files: Vec<String> = exported.files.iter().map(|file| format!("  {}\n", file.display())).collect();
     let folded = if exported.folded { "fitted maps are in the weights\n" } else { "" };
-    emit(&format!("{}\n{}{folded}{}\n", args.output.display(), files.concat(), args.to.usage()))
+    emit(&format!("{}\n{}{folded}{}\n", args.output.display(), files.concat(), args.to.usage(strategy.is_some())))
 }

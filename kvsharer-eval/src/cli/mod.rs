@@ -10,6 +10,7 @@ mod export;
 mod fetch;
 mod generate;
 mod hub;
+mod inspect;
 mod list;
 mod merge;
 mod output;
@@ -98,6 +99,8 @@ enum Command {
     Chat(chat::ChatArgs),
     /// The exact bytes of a cache before anything runs
     Plan(plan::PlanArgs),
+    /// What a strategy is, and what it saves; or what differs between two
+    Inspect(inspect::InspectArgs),
     /// Write a strategy, or a model, as files for another program
     Export(export::ExportArgs),
 }
@@ -146,6 +149,7 @@ fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Generate(args) => generate::run(&args, &global),
         Command::Chat(args) => chat::run(&args, &global),
         Command::Plan(args) => plan::run(&args, &global),
+        Command::Inspect(args) => inspect::run(&args, &global),
         Command::Export(args) => export::run(&args, &global),
     }
 }

@@ -43,14 +43,15 @@ impl Staged {
         files.sort();
         // On disk before they have their names: a crash must not leave an empty file that looks complete.
         for file in &files {
-            std::fs::File::open(self.path().join(file)).and_then(|file| file.sync_all()).map_err(io)?;
+            let path = self.path().join(file);
+            open_to_all(&path, 0o644).and_then(|()| std::fs::File::open(&path)?.sync_all()).map_err(io)?;
         }
         let new = match std::fs::read_dir(&self.output) {
             Ok(mut entries) => entries.next().is_none(),
             Err(_) => true,
         };
         if new {
-            public(self.path()).map_err(io)?;
+            open_to_all(self.path(), 0o755).map_err(io)?;
             // An empty folder is replaced.
             if self.output.exists() {
                 std::fs::remove_dir(&self.output).map_err(io)?;
@@ -76,14 +77,14 @@ impl Staged {
     }
 }
 
-/// Temporary folders are private; a result should be as readable as any other new folder.
-fn public(path: &Path) -> std::io::Result<()> {
+/// Temporary files and folders are private; a result should be as readable as any other new one.
+fn open_to_all(path: &Path, mode: u32) -> std::io::Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     }
-    let _ = path;
+    let _ = (path, mode);
     Ok(())
 }
 

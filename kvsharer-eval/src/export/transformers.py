@@ -131,7 +131,7 @@ def _check(strategy, config, decoder, path):
             raise ValueError(f"{path}: the strategy is for a model with {name} = {strategy['model'][name]}, not {value}")
     if not hasattr(decoder, "layers") or not all(hasattr(x.self_attn, "k_proj") for x in decoder.layers):
         raise TypeError(f"{type(decoder).__name__} has no layers with self_attn.k_proj: its family is not supported")
-    if any(isinstance(x.self_attn.k_proj, NoProjection) for x in decoder.layers):
+    if any(isinstance(p, NoProjection) for x in decoder.layers for p in (x.self_attn.k_proj, x.self_attn.v_proj)):
         raise ValueError("the model is under a strategy already: load it anew")
     types = getattr(config, "layer_types", None)
     maps = []

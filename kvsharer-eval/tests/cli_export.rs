@@ -75,7 +75,7 @@ fn a_model_without_a_strategy_is_copied_in_any_dtype() {
     }
     let size =
         |dtype: &str| std::fs::metadata(work.path().join(dtype).join("model.safetensors")).expect("a file").len();
-    assert!(size("f32") > 19 * size("f16") / 10 && size("f16") == size("bf16"));
+    assert!(2 * size("f32") > 3 * size("f16") && 2 * size("f32") > 3 * size("bf16"));
 }
 
 #[test]

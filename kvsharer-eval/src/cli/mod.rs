@@ -155,6 +155,12 @@ fn dispatch(cli: Cli) -> Result<(), CliError> {
 }
 
 #[cfg(test)]
+mod readme;
+#[cfg(test)]
+#[path = "../../tests/readme_lines/mod.rs"]
+mod readme_lines;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory;

@@ -34,7 +34,12 @@ pub(super) fn run(paths: [&PathBuf; 2], at: Option<Share>, global: &Global) -> R
         return emit("the strategies are the same\n");
     }
     let name = |path: &PathBuf| path.display().to_string();
-    let text = |value: &Value| if value.is_null() { "-".into() } else { plain(value) };
+    let text = |value: &Value| match value.as_str() {
+        // A hash is known by its start.
+        Some(hash) if hash.len() == 64 => format!("{hash:.12}…"),
+        _ if value.is_null() => "-".into(),
+        _ => plain(value),
+    };
     let rows =
         differences.iter().map(|Difference { what, values }| vec![what.clone(), text(&values[0]), text(&values[1])]);
     let rows: Vec<Vec<String>> = rows.collect();

@@ -4,7 +4,7 @@ A borrower's `Attention` is made anew with `kv_sharing_target_layer_name`, vLLM'
 allocated for the layer, and what it computes is not stored. Its key and value projections are still computed, as vLLM
 has them in one matrix with the queries'.
 
-Run with vLLM 0.32.0 on a CPU and a Llama; README.md says what else was and was not.
+Run with vLLM 0.32.0 on a CPU; README.md says what was and what was not.
 """
 
 import json

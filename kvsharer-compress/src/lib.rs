@@ -28,7 +28,7 @@
 //! assert_eq!(plan.groups()[10].last_reader().0, 21);
 //! let lengths = Lengths::new(1024, 1536); // a prompt of 1,024 tokens, 512 generated
 //! let full = Plan::new(&model, &Stack::new())?;
-//! assert!(plan.bytes(1, lengths, 2) < full.bytes(1, lengths, 2) / 10);
+//! assert!(plan.bytes(1, lengths, 2) < full.bytes(1, lengths, 2) / 8);
 //!
 //! // Two evictors of one slot clash.
 //! let both = Stack::new().with(parse_policy("tova:budget=64")?).with(parse_policy("window:budget=64")?);

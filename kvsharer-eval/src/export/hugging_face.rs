@@ -25,7 +25,10 @@ pub(super) fn write(
 pub(super) fn strategy_of(strategy: &Strategy, folder: &Path) -> Result<Strategy, ExportError> {
     let plain = |step: &Step| Step { adapters: BTreeMap::new(), ..step.clone() };
     let fitted = !strategy.adapters.is_empty();
-    let last = strategy.steps.iter().filter(|step| step.key_map == strategy.key_map).next_back();
+    let this = |step: &&Step| {
+        (&step.key_map, &step.value_map, &step.adapters) == (&strategy.key_map, &strategy.value_map, &strategy.adapters)
+    };
+    let last = strategy.steps.iter().rfind(this);
     Ok(Strategy {
         model: ModelFiles::open_folder(folder)?.fingerprint()?,
         adapters: BTreeMap::new(),

@@ -15,6 +15,9 @@ const VERSION: u32 = 1;
 /// Strategy files are small; anything larger is not one.
 const MAX_BYTES: u64 = 64 << 20;
 
+/// No model has more layers; a file that says so is broken, and memory is not to be asked for by its word.
+const MAX_LAYERS: usize = 1 << 12;
+
 /// Why a strategy file cannot be used.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -296,6 +299,10 @@ impl Strategy {
         }
         let mut strategy: Self = serde_json::from_slice(text).map_err(ParseError::Json)?;
         let layers = strategy.model.layers;
+        if layers > MAX_LAYERS {
+            let what = format!("a model of {layers} layers, at most {MAX_LAYERS} are read");
+            return Err(ParseError::Json(serde::de::Error::custom(what)));
+        }
         let steps =
             strategy.steps.iter_mut().flat_map(|step| [(Kv::Key, &mut step.key_map), (Kv::Value, &mut step.value_map)]);
         let maps = [(Kv::Key, &mut strategy.key_map), (Kv::Value, &mut strategy.value_map)];

@@ -1,4 +1,29 @@
 //! A toy model and host-side references, for tests of policies, caches and backends (feature `testing`).
+//!
+//! A device is right if the toy model gives on it what it gives on one that is known, whatever the passes that the text
+//! comes in, and in exactly the planned bytes:
+//!
+//! ```
+//! use burn::tensor::Device;
+//! use kvsharer_core::testing::{ToyModel, max_difference, toy_tokens};
+//! use kvsharer_core::{Cache, SearchModel, Sharing, Stack};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let (known, device) = (Device::flex(), Device::flex()); // put your device in the place of the second
+//! let run = |device: &Device, passes: &[usize]| {
+//!     let model = ToyModel::new(6, 6, 2, 8, 1, device); // layers, query and key-value heads, channels, seed
+//!     let stack = Stack::new().with(Sharing::both([(3, 1), (5, 1)])?);
+//!     let mut cache = Cache::new(model.shape(), stack, model.cache_options(2, 12), device)?;
+//!     let states = model.run(&toy_tokens(2, 12, 7), passes, &mut cache)?;
+//!     assert_eq!(cache.bytes(), cache.plan().bytes(2, 12, 4));
+//!     Ok::<_, Box<dyn std::error::Error>>(states)
+//! };
+//! let (expected, found) = (run(&known, &[12])?, run(&device, &[5, 4, 1, 1, 1])?);
+//! let error = max_difference(expected, found.to_device(&known));
+//! assert!(error < 1e-4, "{error}");
+//! # Ok(())
+//! # }
+//! ```
 
 use crate::{Attend, Cache, CacheError, CacheOptions, KvShape, LayerId, ModelShape, Rope, SearchModel};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, activation::silu};

@@ -103,6 +103,21 @@ impl Decoder {
         &self.layers
     }
 
+    /// `[vocab, hidden]`.
+    pub(crate) fn embedding(&self) -> &Tensor<2> {
+        &self.embedding
+    }
+
+    /// The norm before the head.
+    pub(crate) fn last_norm(&self) -> &RmsNorm {
+        &self.final_norm
+    }
+
+    /// `[vocab, hidden]`, the embedding if tied.
+    pub(crate) fn head(&self) -> &Linear {
+        &self.head
+    }
+
     /// The same model with other layers, each in the place of one of its own.
     pub(crate) fn with_layers(&self, layers: Vec<(LayerId, DecoderLayer)>) -> Self {
         let shape = layers.iter().map(|(place, _)| self.shape.layers()[place.0]).collect();

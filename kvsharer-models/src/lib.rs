@@ -12,6 +12,7 @@ pub mod chat;
 mod config;
 mod decoder;
 mod error;
+mod export;
 pub mod family;
 mod fetch;
 mod files;
@@ -34,6 +35,7 @@ pub use catalogue::{
 pub use config::DecoderConfig;
 pub use decoder::{BareLayer, Decoder, DecoderLayer};
 pub use error::ModelError;
+pub use export::ExportError;
 pub use files::ModelFiles;
 pub use generate::{GenerateOptions, Generated, Stopped, generate, generate_batch, generate_from};
 pub use import::ModelTokenizer;

@@ -77,9 +77,14 @@ impl RopeConfig {
     /// The encoding for a forward pass that ends at `length` tokens; but for [`RopeScaling::Dynamic`] it is always
     /// the same.
     pub fn rope(&self, head_dim: usize, length: usize) -> Rope {
+        Rope::from_inverse_frequencies(self.frequencies(head_dim, length))
+    }
+
+    /// Radians a token by which each pair of channels is turned.
+    pub(crate) fn frequencies(&self, head_dim: usize, length: usize) -> Vec<f64> {
         let dim = head_dim as f64;
         let plain = |theta: f64| (0..head_dim / 2).map(move |i| theta.powf(-2.0 * i as f64 / dim));
-        let frequencies: Vec<f64> = match &self.scaling {
+        match &self.scaling {
             RopeScaling::Default => plain(self.theta).collect(),
             RopeScaling::Linear { factor } => plain(self.theta).map(|f| f / factor).collect(),
             &RopeScaling::Dynamic { factor, original } => {
@@ -110,8 +115,7 @@ impl RopeConfig {
             RopeScaling::Divisors { by_pair } => {
                 plain(self.theta).zip(by_pair).map(|(f, &divisor)| f / f64::from(divisor)).collect()
             }
-        };
-        Rope::from_inverse_frequencies(frequencies)
+        }
     }
 
     /// Whether the encoding depends on the length of the text.

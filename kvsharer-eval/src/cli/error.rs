@@ -3,6 +3,7 @@
 use kvsharer_compress::SpecError;
 use kvsharer_core::{PlanError, SearchError, StrategyError};
 use kvsharer_eval::EvalError;
+use kvsharer_eval::export::ExportError;
 use kvsharer_eval::tasks::TaskError;
 use kvsharer_models::ModelError;
 use kvsharer_models::hub::HubError;
@@ -77,6 +78,16 @@ impl From<EvalError> for CliError {
             | EvalError::EmptyBatch
             | EvalError::NothingToSolve { .. }
             | EvalError::BudgetTooSmall { .. } => Self::usage(error),
+            other => Self::failure(other),
+        }
+    }
+}
+
+impl From<ExportError> for CliError {
+    fn from(error: ExportError) -> Self {
+        match error {
+            ExportError::Model(error) => error.into(),
+            ExportError::NoStrategy | ExportError::NoModel => Self::usage(error),
             other => Self::failure(other),
         }
     }

@@ -6,9 +6,11 @@ mod context;
 mod demo;
 mod error;
 mod eval;
+mod export;
 mod fetch;
 mod generate;
 mod hub;
+mod inspect;
 mod list;
 mod merge;
 mod output;
@@ -97,6 +99,10 @@ enum Command {
     Chat(chat::ChatArgs),
     /// The exact bytes of a cache before anything runs
     Plan(plan::PlanArgs),
+    /// What a strategy is, and what it saves; or what differs between two
+    Inspect(inspect::InspectArgs),
+    /// Write a strategy, or a model, as files for another program
+    Export(export::ExportArgs),
 }
 
 /// Runs the program: exit code 0 for success, 2 for wrong usage, 1 for everything else that fails.
@@ -143,8 +149,16 @@ fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Generate(args) => generate::run(&args, &global),
         Command::Chat(args) => chat::run(&args, &global),
         Command::Plan(args) => plan::run(&args, &global),
+        Command::Inspect(args) => inspect::run(&args, &global),
+        Command::Export(args) => export::run(&args, &global),
     }
 }
+
+#[cfg(test)]
+mod readme;
+#[cfg(test)]
+#[path = "../../tests/readme_lines/mod.rs"]
+mod readme_lines;
 
 #[cfg(test)]
 mod tests {

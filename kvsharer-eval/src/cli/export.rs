@@ -6,15 +6,15 @@ use super::error::CliError;
 use super::output::{emit, emit_json, spinner};
 use clap::{Args, ValueEnum};
 use kvsharer_core::Strategy;
-use kvsharer_eval::Share;
 use kvsharer_eval::export::{Export, ExportTarget};
+use kvsharer_eval::{Share, strategy_path};
 use serde_json::json;
 use std::path::PathBuf;
 
 /// Options of `export`.
 #[derive(Args)]
 pub(super) struct ExportArgs {
-    /// A strategy file made by `kvsharer search`; may be left out with --to hf, which then writes the model as it is
+    /// A strategy file made by `kvsharer search`, or builtin:NAME; may be left out with --to hf, which then writes the model as it is
     strategy: Option<PathBuf>,
     /// What the files are for
     #[arg(long, value_enum)]
@@ -69,7 +69,8 @@ impl TargetArg {
 }
 
 pub(super) fn run(args: &ExportArgs, global: &Global) -> Result<(), CliError> {
-    let loaded = args.strategy.as_deref().map(Strategy::load).transpose()?;
+    let path = args.strategy.as_deref().map(strategy_path).transpose()?;
+    let loaded = path.as_deref().map(Strategy::load).transpose()?;
     let strategy = match (loaded, args.at) {
         (Some(strategy), Some(at)) => Some(strategy.at(at.fraction(strategy.model.layers))?),
         (strategy, _) => strategy,
@@ -80,7 +81,7 @@ pub(super) fn run(args: &ExportArgs, global: &Global) -> Result<(), CliError> {
     };
     let export = Export {
         target: args.to.target(),
-        strategy: strategy.as_ref().zip(args.strategy.as_deref()),
+        strategy: strategy.as_ref().zip(path.as_deref()),
         model: files.as_ref(),
         dtype: global.dtype.dtype(),
     };

@@ -11,7 +11,7 @@ use super::search::draw_sharing;
 use clap::Args;
 use fitted::Fitted;
 use kvsharer_core::{KvShape, ModelShape, Plan, Stack, Step, Strategy};
-use kvsharer_eval::Share;
+use kvsharer_eval::{Share, strategy_path};
 use serde::Serialize;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -44,7 +44,7 @@ pub(super) fn run(args: &InspectArgs, global: &Global) -> Result<(), CliError> {
         return diff::run([a, b], args.at, global);
     }
     // clap asks for a strategy where there is no --diff.
-    let path = args.strategy.as_deref().unwrap_or(Path::new("strategy.json"));
+    let path = &strategy_path(args.strategy.as_deref().unwrap_or(Path::new("strategy.json")))?;
     let strategy = load(path, args.at)?;
     let savings = Savings::of(&strategy, args, global)?;
     let fitted = Fitted::of(&strategy, path);

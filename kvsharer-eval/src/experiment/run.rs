@@ -3,7 +3,7 @@
 use super::file::{Cell, CellKind, Experiment, Shard, StrategySpec};
 use super::record::{Record, Records, check_same};
 use super::{ExperimentError, SearchSpec, Work, bench};
-use crate::{BenchmarkOptions, EvalError, Job, Step, Target, build_stack, solve_budget};
+use crate::{BenchmarkOptions, EvalError, Job, Step, Target, build_stack, solve_budget, strategy_path};
 use crate::{Journal, Journaled};
 use burn::tensor::{DType, Device};
 use kvsharer_core::{
@@ -264,9 +264,10 @@ impl Runner {
         let (whole, path) = match (&spec.file, &spec.search) {
             (None, None) => return Ok(None),
             (Some(path), _) => {
-                let strategy = Strategy::load(path)?;
+                let path = strategy_path(path)?;
+                let strategy = Strategy::load(&path)?;
                 strategy.check(&loaded.files.fingerprint()?)?;
-                (strategy, path.clone())
+                (strategy, path)
             }
             (None, Some(search)) => self.searched(&spec.name, search, loaded, seed, watch)?,
         };

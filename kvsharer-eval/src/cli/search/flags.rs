@@ -1,9 +1,11 @@
 //! The options of a search as they are typed.
 
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use kvsharer_core::{Distance, Fit, Gate, Objective, Order, Units};
 use kvsharer_eval::Share;
 use kvsharer_eval::experiment::{SearchSpec, StrategyName};
+use serde::de::DeserializeOwned;
 use std::path::PathBuf;
 
 /// The search itself, which `demo` runs too.
@@ -16,14 +18,16 @@ pub(in crate::cli) struct SearchFlags {
     #[arg(long, value_enum, value_delimiter = ',', default_value = "paper")]
     pub(in crate::cli) strategy_search: Vec<StrategyName>,
     /// What is shared: keys and values, one of them alone, or each with a donor of its own
-    #[arg(long, value_enum, default_value_t = UnitsArg::Both)]
-    pub(in crate::cli) units: UnitsArg,
-    /// What is kept small: paper and random take hidden-cosine if not given, the others logit-kl
-    #[arg(long, value_enum)]
-    pub(in crate::cli) objective: Option<ObjectiveArg>,
-    /// Maps fitted to make up for what is borrowed, folded into the projections
-    #[arg(long, value_enum, default_value_t = FitArg::None)]
-    pub(in crate::cli) fit: FitArg,
+    #[arg(long, value_parser = named::<Units>(&["both", "keys", "values", "apart"]), default_value = "both")]
+    pub(in crate::cli) units: Units,
+    /// What is kept small: minus the cosine of the states after the final norm (what paper and random take if not given),
+    /// the KL divergence of the next token's distribution from the full cache's (the others), or the text's own NLL
+    #[arg(long, value_parser = named::<Objective>(&["hidden-cosine", "logit-kl", "nll"]))]
+    pub(in crate::cli) objective: Option<Objective>,
+    /// Maps fitted to make up for what is borrowed, folded into the projections: none, head by head (keys turned by a
+    /// factor a rotary frequency), or keys likewise and the output of all heads together
+    #[arg(long, value_parser = named::<Fit>(&["none", "heads", "full"]), default_value = "none")]
+    pub(in crate::cli) fit: Fit,
     /// With --fit, also choose which head of a borrowed cache each group of query heads reads
     #[arg(long)]
     permute_heads: bool,
@@ -49,14 +53,14 @@ pub(in crate::cli) struct SearchFlags {
     #[arg(long, default_value = "0%", value_parser = parse_part)]
     held_back: f64,
     /// How two layers' average caches are compared: as the official code or as the paper has it
-    #[arg(long, value_enum, default_value_t = Variant::Code)]
-    distance: Variant,
+    #[arg(long, value_parser = named::<Distance>(&["code", "paper"]), default_value = "code")]
+    distance: Distance,
     /// Which pairs come first
-    #[arg(long, value_enum, default_value_t = OrderArg::Dissimilar)]
-    pub(in crate::cli) order: OrderArg,
+    #[arg(long, value_parser = named::<Order>(&["dissimilar", "similar", "random"]), default_value = "dissimilar")]
+    order: Order,
     /// How outputs are compared: cosines averaged over samples (code) or the cosine of averaged states (paper)
-    #[arg(long, value_enum, default_value_t = Variant::Code)]
-    gate: Variant,
+    #[arg(long, value_parser = named::<Gate>(&["code", "paper"]), default_value = "code")]
+    gate: Gate,
     /// A pair is kept if the similarity of the outputs is greater
     #[arg(long, default_value_t = 0.5, allow_negative_numbers = true, value_parser = parse_threshold)]
     threshold: f64,
@@ -86,45 +90,11 @@ pub(in crate::cli) struct SearchFlags {
     pub(in crate::cli) max_trials: Option<usize>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-pub(in crate::cli) enum UnitsArg {
-    Both,
-    Keys,
-    Values,
-    Apart,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub(in crate::cli) enum ObjectiveArg {
-    /// Minus the cosine of the states after the final norm
-    HiddenCosine,
-    /// KL divergence of the next token's distribution from the full cache's
-    LogitKl,
-    /// Negative log-likelihood of the calibration text
-    Nll,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub(in crate::cli) enum FitArg {
-    /// Borrowed caches are read as they are
-    None,
-    /// Keys turned by a factor a rotary frequency, values mapped head by head
-    Heads,
-    /// Keys likewise, the output of all heads mapped together
-    Full,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Variant {
-    Code,
-    Paper,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub(in crate::cli) enum OrderArg {
-    Dissimilar,
-    Similar,
-    Random,
+/// A parser of the names that strategy and experiment files use, too.
+fn named<T: DeserializeOwned + Clone + Send + Sync + 'static>(
+    names: &'static [&'static str],
+) -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(names).try_map(|name| serde_json::from_value::<T>(name.into()))
 }
 
 /// A part of a whole, `25%` or `0.25`.
@@ -153,27 +123,19 @@ fn parse_threshold(text: &str) -> Result<f64, Box<dyn std::error::Error + Send +
 }
 
 impl SearchFlags {
+    /// The same with pairs in another order.
+    pub(in crate::cli) fn with_order(&self, order: Order) -> Self {
+        Self { order, ..self.clone() }
+    }
+
     /// The search as typed.
     pub(in crate::cli) fn spec(&self) -> SearchSpec {
         SearchSpec {
             share: self.share,
             strategy: self.strategy_search.clone(),
-            units: match self.units {
-                UnitsArg::Both => Units::Both,
-                UnitsArg::Keys => Units::Keys,
-                UnitsArg::Values => Units::Values,
-                UnitsArg::Apart => Units::Apart,
-            },
-            objective: self.objective.map(|objective| match objective {
-                ObjectiveArg::HiddenCosine => Objective::HiddenCosine,
-                ObjectiveArg::LogitKl => Objective::LogitKl,
-                ObjectiveArg::Nll => Objective::Nll,
-            }),
-            fit: match self.fit {
-                FitArg::None => Fit::None,
-                FitArg::Heads => Fit::Heads,
-                FitArg::Full => Fit::Full,
-            },
+            units: self.units,
+            objective: self.objective,
+            fit: self.fit,
             permute_heads: self.permute_heads,
             plain_too: self.plain_too,
             ridge: self.ridge,
@@ -182,19 +144,9 @@ impl SearchFlags {
             beams: self.beams as usize,
             passes: self.passes as usize,
             held_back: self.held_back,
-            order: match self.order {
-                OrderArg::Dissimilar => Order::Dissimilar,
-                OrderArg::Similar => Order::Similar,
-                OrderArg::Random => Order::Random,
-            },
-            distance: match self.distance {
-                Variant::Code => Distance::Code,
-                Variant::Paper => Distance::Paper,
-            },
-            gate: match self.gate {
-                Variant::Code => Gate::Code,
-                Variant::Paper => Gate::Paper,
-            },
+            order: self.order,
+            distance: self.distance,
+            gate: self.gate,
             threshold: self.threshold,
             map: self.map.clone(),
             layer_types: self.layer_types.clone(),

@@ -18,9 +18,18 @@ pub(super) fn emit(text: &str) -> Result<(), CliError> {
     }
 }
 
-/// Writes a line to stderr; if even that fails there is nobody to tell.
+/// Writes a line to stderr; if even that fails there is nobody to tell. What files say is part of some lines: line
+/// breaks and commands to the terminal in it are written out.
 pub(super) fn complain(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+    let mut plain = String::with_capacity(line.len());
+    for c in line.chars() {
+        // U+2028 and so on change how a line looks, too: marks of direction, and what has no width.
+        match c.is_control() || ('\u{2028}'..='\u{202e}').contains(&c) || ('\u{2066}'..='\u{2069}').contains(&c) {
+            true => plain.extend(c.escape_default()),
+            false => plain.push(c),
+        }
+    }
+    let _ = writeln!(io::stderr(), "{plain}");
 }
 
 /// Prints `value` as JSON.

@@ -2,15 +2,20 @@
 
 use std::path::Path;
 
+use kvsharer_core::read_at_most;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::super::{ImportError, TokenizerFault};
 use super::{ModelTokenizer, bad, check_merge};
 
+/// The largest tokenizer.json known has 35 MB.
+const MOST_BYTES: u64 = 256 << 20;
+
 /// Reads the file; see [`ModelTokenizer::from_file`].
 pub(super) fn read(path: &Path) -> Result<ModelTokenizer, ImportError> {
-    let bytes = std::fs::read(path).map_err(|source| ImportError::Io { path: path.to_owned(), source })?;
+    let bytes =
+        read_at_most(path, MOST_BYTES).map_err(|source| ImportError::Io { path: path.to_owned(), source })?;
     let mut tokenizer = ModelTokenizer::new(parse(&bytes).map_err(|fault| bad(path, fault))?, path);
     if let Some(bos) = tokenizer.template_bos()? {
         tokenizer = tokenizer.with_special(Some(bos), Vec::new(), true)?;
@@ -19,7 +24,9 @@ pub(super) fn read(path: &Path) -> Result<ModelTokenizer, ImportError> {
 }
 
 fn parse(bytes: &[u8]) -> Result<Tokenizer, TokenizerFault> {
-    check_merges(&serde_json::from_slice(bytes).map_err(TokenizerFault::Json)?)?;
+    let file = serde_json::from_slice(bytes).map_err(TokenizerFault::Json)?;
+    check_merges(&file)?;
+    check_templates(&file["post_processor"])?;
     let mut inner = Tokenizer::from_bytes(bytes).map_err(TokenizerFault::Library)?;
     inner.with_truncation(None).map_err(TokenizerFault::Library)?;
     inner.with_padding(None);
@@ -39,6 +46,22 @@ fn check_merges(file: &Value) -> Result<(), TokenizerFault> {
     let pairs = merges.iter().map(merge_pair).enumerate();
     for (index, pair) in pairs.filter_map(|(index, pair)| Some((index, pair?))) {
         check_merge(index, pair, |token| vocab.contains_key(token))?;
+    }
+    Ok(())
+}
+
+/// Checks the template that a text is put into. The library relies on it, and panics where a template names a token that
+/// the file does not define, or a second text.
+fn check_templates(processor: &Value) -> Result<(), TokenizerFault> {
+    for inner in processor["processors"].as_array().into_iter().flatten() {
+        check_templates(inner)?;
+    }
+    for piece in processor["single"].as_array().into_iter().flatten() {
+        let (token, text) = (&piece["SpecialToken"]["id"], &piece["Sequence"]["id"]);
+        let undefined = token.as_str().filter(|token| processor["special_tokens"].get(token).is_none());
+        if let Some(name) = undefined.or(text.as_str().filter(|text| *text != "A")) {
+            return Err(TokenizerFault::Undefined { name: name.to_owned() });
+        }
     }
     Ok(())
 }

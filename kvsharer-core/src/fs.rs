@@ -14,7 +14,9 @@ pub fn read_at_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     // Its length is not asked for: a pipe has none.
     File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
     match bytes.len() as u64 > most {
-        true => Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("has more than {most} bytes: it is another file"))),
+        true => {
+            Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("has more than {most} bytes: it is another file")))
+        }
         false => Ok(bytes),
     }
 }

@@ -228,9 +228,10 @@ fn timeless(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         } else if let Some(text) = stripped(content) {
             *content = text.into();
         } else if name.ends_with(".jsonl") {
-            let lines: Option<Vec<String>> = content.split(|&byte| byte == b'\n').map(|line| {
-                if line.is_empty() { Some(String::new()) } else { stripped(line) }
-            }).collect();
+            let lines: Option<Vec<String>> = content
+                .split(|&byte| byte == b'\n')
+                .map(|line| if line.is_empty() { Some(String::new()) } else { stripped(line) })
+                .collect();
             *content = lines.map_or(content.clone(), |lines| lines.join("\n").into());
         }
     }

@@ -1,13 +1,12 @@
-//! Listings, help, and places that cannot be written: full disks, full stdout, readers that went away.
+//! Listings, help, and streams that cannot be written: a full stdout, readers that went away.
 #![allow(clippy::print_stdout)] // skipped checks say why
 
 mod support;
 
 use serde_json::Value;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 use support::{Run, TEXT, assert_has, files, folder, program, run, tiny, write};
-use tempfile::TempDir;
 
 const COMMANDS: [&str; 8] = ["demo", "fetch", "models", "policies", "search", "eval", "generate", "plan"];
 

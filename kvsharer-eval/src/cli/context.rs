@@ -89,14 +89,11 @@ impl DeviceArg {
         }
     }
 
-    /// Samples of a calibration batch, and batches at once, that use the device well. On the CPU several batches a
-    /// thread, so that hopeless candidates are given up after some of them.
+    /// Samples of a calibration batch, and batches at once, that use the device well. On the CPU several batches, so that
+    /// hopeless candidates are given up after some of them; as many whatever the threads, so that sums are the same.
     pub(super) fn batch_of(&self) -> fn(&Device, usize) -> (usize, usize) {
         match self {
-            DeviceArg::Cpu => |_, samples| {
-                let threads = rayon::current_num_threads();
-                (samples.div_ceil(threads * 3), threads)
-            },
+            DeviceArg::Cpu => |_, samples| (samples.div_ceil(8), rayon::current_num_threads()),
             #[cfg(feature = "cuda")]
             DeviceArg::Cuda(_) => |_, samples| (samples.min(64), 1),
         }

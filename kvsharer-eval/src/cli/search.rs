@@ -10,9 +10,7 @@ use super::output::{bar, complain, emit, emit_json};
 use clap::Args;
 pub(super) use draw::draw_sharing;
 pub(super) use flags::SearchFlags;
-use kvsharer_core::{
-    CalibrationSet, Found, Plan, Progress, SearchModel, Stack, Strategy, Trial, Units, hex, search,
-};
+use kvsharer_core::{CalibrationSet, Found, Plan, Progress, SearchModel, Stack, Strategy, Trial, Units, hex, search};
 use kvsharer_eval::{Journal, Journaled};
 use kvsharer_models::{Decoder, ModelFiles, ModelTokenizer};
 use serde::Serialize;

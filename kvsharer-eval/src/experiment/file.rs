@@ -152,7 +152,9 @@ impl Experiment {
         let kinds = self.tasks.len() + self.benches.len();
         let cells = lists.into_iter().fold(kinds, usize::saturating_mul);
         if cells > MAX_CELLS {
-            return Err(format!("it has {cells} cells, at most {MAX_CELLS} are possible: make several experiments of it"));
+            return Err(format!(
+                "it has {cells} cells, at most {MAX_CELLS} are possible: make several experiments of it"
+            ));
         }
         let strategies = self.strategies.iter().map(|strategy| &strategy.name);
         let stacks = self.stacks.iter().map(|stack| &stack.name);

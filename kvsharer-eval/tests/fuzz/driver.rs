@@ -74,11 +74,11 @@ impl Target {
             assert_eq!(sound, Ok(()), "{} {}: the seed is refused", self.name, seed.name);
         }
         for (seed, what, open) in self.regressions() {
-            self.judge(seed, &open, folder.path(), &seen, &watch).unwrap_or_else(|fault| panic!("{what}: {fault}"))
+            self.judge(seed, &open, folder.path(), &seen, &watch)
+                .unwrap_or_else(|fault| panic!("{what}: {fault}"))
                 .ok();
         }
-        let config =
-            Config { cases: inputs(), failure_persistence: None, max_shrink_iters: 4096, ..Config::default() };
+        let config = Config { cases: inputs(), failure_persistence: None, max_shrink_iters: 4096, ..Config::default() };
         let mut rng = [0; 32];
         let seed = std::env::var("KVSHARER_FUZZ_SEED").map_or(1, |seed| seed.parse::<u64>().expect("a number"));
         rng[..8].copy_from_slice(&seed.to_le_bytes());
@@ -95,13 +95,19 @@ impl Target {
             write(&kept, &open);
             panic!(
                 "{}: {reason}\nby {:?}\nThe files are in {}: mend it and keep them in tests/fuzz/regressions/{}/{}--WHAT",
-                self.name, input.1, kept.display(), self.name, seed.name
+                self.name,
+                input.1,
+                kept.display(),
+                self.name,
+                seed.name
             );
         }
         let Seen { inputs, accepted, peak, beyond, slowest } = seen.into_inner();
         println!(
             "{}: {inputs} inputs, {accepted} read, {} refused; peak memory {peak} bytes, {beyond} beyond {} x the input; slowest {slowest:.0?}",
-            self.name, inputs - accepted, self.memory.0
+            self.name,
+            inputs - accepted,
+            self.memory.0
         );
     }
 

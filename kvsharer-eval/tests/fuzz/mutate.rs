@@ -8,22 +8,57 @@ use std::ops::Range;
 /// One way to break a file; what does not apply changes nothing.
 #[derive(Clone, Debug)]
 pub(crate) enum Mutation {
-    Flip { at: Index, bits: u8 },
-    Truncate { at: Index },
-    Remove { at: Index, bytes: usize },
-    Insert { at: Index, bytes: Vec<u8> },
+    Flip {
+        at: Index,
+        bits: u8,
+    },
+    Truncate {
+        at: Index,
+    },
+    Remove {
+        at: Index,
+        bytes: usize,
+    },
+    Insert {
+        at: Index,
+        bytes: Vec<u8>,
+    },
     /// Copies a piece to another place.
-    Splice { from: Index, bytes: usize, to: Index },
+    Splice {
+        from: Index,
+        bytes: usize,
+        to: Index,
+    },
     /// Overwrites what may be a count, a kind or a dimension, at any place.
-    Number { at: Index, number: u64, bytes: usize },
+    Number {
+        at: Index,
+        number: u64,
+        bytes: usize,
+    },
     /// Overwrites a number of 64 bits that may be a length: one that is no greater than the file.
-    Length { of: Index, number: u64 },
+    Length {
+        of: Index,
+        number: u64,
+    },
     /// Another number in the place of one that is written in digits.
-    Digits { of: Index, text: &'static str },
+    Digits {
+        of: Index,
+        text: &'static str,
+    },
     /// A word in the place of another: from the file, or a strange one.
-    Word { of: Index, by: Result<Index, &'static str> },
-    Line { of: Index, change: LineChange },
-    Json { document: Index, node: Index, change: JsonChange },
+    Word {
+        of: Index,
+        by: Result<Index, &'static str>,
+    },
+    Line {
+        of: Index,
+        change: LineChange,
+    },
+    Json {
+        document: Index,
+        node: Index,
+        change: JsonChange,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -87,22 +122,109 @@ fn json_change() -> impl Strategy<Value = JsonChange> {
 }
 
 const NUMBERS: &[&str] = &[
-    "0", "-1", "1", "2", "3", "7", "0.5", "-0.0", "1e-400", "1e308", "1e400", "nan", "inf", "4294967296", "100%",
-    "0%", "1..9", "1/2/3", "9007199254740993", "9223372036854775808", "18446744073709551615", "18446744073709551616",
+    "0",
+    "-1",
+    "1",
+    "2",
+    "3",
+    "7",
+    "0.5",
+    "-0.0",
+    "1e-400",
+    "1e308",
+    "1e400",
+    "nan",
+    "inf",
+    "4294967296",
+    "100%",
+    "0%",
+    "1..9",
+    "1/2/3",
+    "9007199254740993",
+    "9223372036854775808",
+    "18446744073709551615",
+    "18446744073709551616",
     "99999999999999999999999999",
 ];
 
 const VALUES: &[&str] = &[
-    "null", "true", "false", "0", "-1", "1", "2", "3", "0.5", "-0.0", "1e-300", "1e300", "255", "65536", "16777216",
-    "4294967295", "4294967296", "1099511627776", "9223372036854775807", "18446744073709551615", "[]", "{}", "[[]]",
-    "[null]", "[\"a\",\"b\"]", "[0,1]", "{\"0\":0}", "{\"a\":{\"a\":[]}}", "\"\"", "\" \"", "\"_\"", "\"-\"", "\"A\"",
-    "\"1\"", "\"a  b\"", "\"_ _\"", "\"{A}\"", "\"İß\"", "\"\\u0000\"", "\"= a =\"", "\"\\n\"", "\"../x\"", "\"/\"",
+    "null",
+    "true",
+    "false",
+    "0",
+    "-1",
+    "1",
+    "2",
+    "3",
+    "0.5",
+    "-0.0",
+    "1e-300",
+    "1e300",
+    "255",
+    "65536",
+    "16777216",
+    "4294967295",
+    "4294967296",
+    "1099511627776",
+    "9223372036854775807",
+    "18446744073709551615",
+    "[]",
+    "{}",
+    "[[]]",
+    "[null]",
+    "[\"a\",\"b\"]",
+    "[0,1]",
+    "{\"0\":0}",
+    "{\"a\":{\"a\":[]}}",
+    "\"\"",
+    "\" \"",
+    "\"_\"",
+    "\"-\"",
+    "\"A\"",
+    "\"1\"",
+    "\"a  b\"",
+    "\"_ _\"",
+    "\"{A}\"",
+    "\"İß\"",
+    "\"\\u0000\"",
+    "\"= a =\"",
+    "\"\\n\"",
+    "\"../x\"",
+    "\"/\"",
     "\"\\ud83d\\ude00\"",
 ];
 
 const WORDS: &[&str] = &[
-    "", "null", "true", "a", "../../x", "/dev/zero", "\u{0}", "é", "😀", "\u{feff}", "\u{202e}", "'", "\"", "\\", "{",
-    "}", "[[x]]", "=", ":", ",", "%", "{{", "}}", "{%", "\n", "\r", "\t", "0x10", "range(99999999)", "x * 99999999",
+    "",
+    "null",
+    "true",
+    "a",
+    "../../x",
+    "/dev/zero",
+    "\u{0}",
+    "é",
+    "😀",
+    "\u{feff}",
+    "\u{202e}",
+    "'",
+    "\"",
+    "\\",
+    "{",
+    "}",
+    "[[x]]",
+    "=",
+    ":",
+    ",",
+    "%",
+    "{{",
+    "}}",
+    "{%",
+    "\n",
+    "\r",
+    "\t",
+    "0x10",
+    "range(99999999)",
+    "x * 99999999",
 ];
 
 impl Mutation {
@@ -124,7 +246,9 @@ impl Mutation {
                 let copy = file[piece(from, *bytes)].to_vec();
                 file.splice(place(to)..place(to), copy);
             }
-            Self::Number { at, number, bytes } => overwrite(file, near_start(at, length), &number.to_le_bytes()[..*bytes]),
+            Self::Number { at, number, bytes } => {
+                overwrite(file, near_start(at, length), &number.to_le_bytes()[..*bytes])
+            }
             Self::Length { of, number } => {
                 let value = |at: &usize| u64::from_le_bytes(file[*at..at + 8].try_into().expect("8 bytes"));
                 let lengths: Vec<usize> = (0..length.min(4096).saturating_sub(7))
@@ -134,7 +258,9 @@ impl Mutation {
                     overwrite(file, *of.get(&lengths), &number.to_le_bytes());
                 }
             }
-            Self::Digits { of, text } => replace(file, of, text.as_bytes(), |byte| byte.is_ascii_digit() || byte == b'.'),
+            Self::Digits { of, text } => {
+                replace(file, of, text.as_bytes(), |byte| byte.is_ascii_digit() || byte == b'.')
+            }
             Self::Word { of, by } => {
                 let is_word = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
                 let text = match by {

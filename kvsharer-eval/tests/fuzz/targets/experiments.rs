@@ -57,7 +57,8 @@ fn planned(specs: &[String]) -> Result<(), String> {
 pub(crate) fn files() -> Target {
     let folder = crate_folder().join("experiments");
     let names = std::fs::read_dir(&folder).expect("a folder").map(|entry| entry.expect("an entry").path());
-    let mut names: Vec<_> = names.filter(|path| path.extension().is_some_and(|extension| extension == "toml")).collect();
+    let mut names: Vec<_> =
+        names.filter(|path| path.extension().is_some_and(|extension| extension == "toml")).collect();
     names.sort();
     let seed = |path: &std::path::PathBuf| {
         Seed::new(&path.file_stem().expect("a name").to_string_lossy(), [file("e.toml", read(path))])
@@ -83,7 +84,8 @@ pub(crate) fn files() -> Target {
                 planned(&stack.policies)?;
             }
             // Paths lead out of the folder: only tasks without one are read.
-            let inside = |task: &&TaskSpec| task.dev.is_none() && task.path.iter().all(|path| path == Path::new("builtin:demo"));
+            let inside =
+                |task: &&TaskSpec| task.dev.is_none() && task.path.iter().all(|path| path == Path::new("builtin:demo"));
             for task in experiment.tasks.iter().filter(inside) {
                 if let Ok(job) = task.clone().prepare() {
                     let _ = job.lengths().map(|(batch, lengths)| Lengths { prompt: Some(batch), ..lengths });

@@ -59,7 +59,9 @@ pub(crate) fn folders() -> Target {
                 files.chat_template(None).map_err(told)?;
                 used(&files.tokenizer().map_err(told)?)
             }
-            "whole" | "word-pieces" | "unigrams" => used(&ModelTokenizer::from_file(folder.join("tokenizer.json")).map_err(told)?),
+            "whole" | "word-pieces" | "unigrams" => {
+                used(&ModelTokenizer::from_file(folder.join("tokenizer.json")).map_err(told)?)
+            }
             _ => used(&ModelTokenizer::from_sentencepiece(folder.join("tokenizer.model"), &[]).map_err(told)?),
         },
         memory: MEMORY,

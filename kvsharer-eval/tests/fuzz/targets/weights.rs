@@ -11,12 +11,10 @@ const MEMORY: (usize, usize) = (8, 64 << 10);
 pub(crate) fn safetensors() -> Target {
     let first = || shard(&[("a", "F32", &[2, 2], &[1; 16]), ("mask", "BOOL", &[3], &[1; 3])]);
     let second = shard(&[("b", "BF16", &[4], &[2; 8]), ("c", "F16", &[0, 7], &[])]);
-    let index = r#"{"metadata":{"total_size":27},"weight_map":{"a":"1.safetensors","b":"2.safetensors","c":"2.safetensors"}}"#;
-    let shards = [
-        file("1.safetensors", first()),
-        file("2.safetensors", second),
-        file("model.safetensors.index.json", index),
-    ];
+    let index =
+        r#"{"metadata":{"total_size":27},"weight_map":{"a":"1.safetensors","b":"2.safetensors","c":"2.safetensors"}}"#;
+    let shards =
+        [file("1.safetensors", first()), file("2.safetensors", second), file("model.safetensors.index.json", index)];
     Target {
         name: "safetensors",
         seeds: vec![Seed::new("shards", shards), Seed::new("one", [file("model.safetensors", first())])],

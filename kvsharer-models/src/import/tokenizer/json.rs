@@ -7,15 +7,14 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::super::{ImportError, TokenizerFault};
-use super::{ModelTokenizer, bad, check_merge};
+use super::{ModelTokenizer, bad, caught, check_merge};
 
 /// The largest tokenizer.json known has 35 MB.
 const MOST_BYTES: u64 = 256 << 20;
 
 /// Reads the file; see [`ModelTokenizer::from_file`].
 pub(super) fn read(path: &Path) -> Result<ModelTokenizer, ImportError> {
-    let bytes =
-        read_at_most(path, MOST_BYTES).map_err(|source| ImportError::Io { path: path.to_owned(), source })?;
+    let bytes = read_at_most(path, MOST_BYTES).map_err(|source| ImportError::Io { path: path.to_owned(), source })?;
     let mut tokenizer = ModelTokenizer::new(parse(&bytes).map_err(|fault| bad(path, fault))?, path);
     if let Some(bos) = tokenizer.template_bos()? {
         tokenizer = tokenizer.with_special(Some(bos), Vec::new(), true)?;
@@ -27,7 +26,7 @@ fn parse(bytes: &[u8]) -> Result<Tokenizer, TokenizerFault> {
     let file = serde_json::from_slice(bytes).map_err(TokenizerFault::Json)?;
     check_merges(&file)?;
     check_templates(&file["post_processor"])?;
-    let mut inner = Tokenizer::from_bytes(bytes).map_err(TokenizerFault::Library)?;
+    let mut inner = caught(|| Tokenizer::from_bytes(bytes)).map_err(TokenizerFault::Library)?;
     inner.with_truncation(None).map_err(TokenizerFault::Library)?;
     inner.with_padding(None);
     Ok(inner)
@@ -80,11 +79,11 @@ impl ModelTokenizer {
     fn template_bos(&self) -> Result<Option<u32>, ImportError> {
         let text = "a";
         let bare = self.encode_bare(text)?;
-        let encoding = self.inner.encode_fast(text, true).map_err(ImportError::Tokenize)?;
-        match encoding.get_ids() {
+        let ids = self.ids(text, true)?;
+        match &ids[..] {
             ids if ids == bare => Ok(None),
             [bos, rest @ ..] if rest == bare => Ok(Some(*bos)),
-            ids => Err(self.bad(TokenizerFault::Template { ids: ids.to_vec() })),
+            _ => Err(self.bad(TokenizerFault::Template { ids })),
         }
     }
 }

@@ -10,15 +10,16 @@ use tempfile::NamedTempFile;
 /// # Errors
 /// Whatever the system says, or that the file has more bytes.
 pub fn read_at_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    // Its length is not asked for: a pipe has none.
-    File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
-    match bytes.len() as u64 > most {
-        true => {
-            Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("has more than {most} bytes: it is another file")))
-        }
-        false => Ok(bytes),
+    let too_large =
+        || Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("has more than {most} bytes: it is another file")));
+    let file = File::open(path)?;
+    if file.metadata()?.len() > most {
+        return too_large();
     }
+    let mut bytes = Vec::new();
+    // A pipe does not say how long it is.
+    file.take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most { too_large() } else { Ok(bytes) }
 }
 
 /// Names of temporary files.

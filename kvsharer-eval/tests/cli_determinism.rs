@@ -2,38 +2,16 @@
 
 mod support;
 
-use serde_json::Value;
 use std::path::Path;
-use support::{files, folder, run, tiny};
-
-/// JSON without what a clock told.
-fn strip(value: &mut Value) {
-    match value {
-        Value::Object(fields) => {
-            fields.retain(|key, _| !key.contains("seconds") && !key.contains("per_second"));
-            fields.values_mut().for_each(strip);
-        }
-        Value::Array(list) => list.iter_mut().for_each(strip),
-        _ => {}
-    }
-}
+use support::{folder, run, timeless, tiny};
 
 /// Asserts that stdout and all files are the same with 1, 2 and 4 threads.
 fn same_with_all_threads(args: &str) {
     let outcome = |threads: &str| {
         let work = folder();
         let args = format!("{args} -m TINY --json --seed 3 --threads {threads}").replace("TINY", &tiny());
-        let mut printed = run(work.path(), &args.split(' ').collect::<Vec<_>>()).json();
-        strip(&mut printed);
-        let mut written = files(work.path());
-        for (name, content) in &mut written {
-            if name.extension() == Some("json".as_ref()) {
-                let mut value: Value = serde_json::from_slice(content).expect("JSON");
-                strip(&mut value);
-                *content = value.to_string().into();
-            }
-        }
-        (printed.to_string(), written)
+        let printed = run(work.path(), &args.split(' ').collect::<Vec<_>>()).json();
+        (timeless::json(printed).to_string(), timeless::files(work.path()))
     };
     let one = outcome("1");
     for threads in ["2", "4"] {

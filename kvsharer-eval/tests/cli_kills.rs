@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+use support::timeless::files as timeless;
 use support::{Run, files, fixture, folder, program, tiny, write};
 use tempfile::TempDir;
 
@@ -197,45 +198,6 @@ impl Servers {
     fn start(&self, folder: &Path, args: &[String]) -> Child {
         self.command(folder, args).spawn().expect("the program starts")
     }
-}
-
-/// Files with what a clock told taken out.
-fn timeless(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    fn strip(value: &mut Value) {
-        match value {
-            Value::Object(fields) => {
-                // What fitted maps are called depends on what was there before; `sound` reads them.
-                let told = |key: &str| {
-                    ["finished", "adapter_file"].contains(&key) || key.contains("seconds") || key.contains("per_second")
-                };
-                fields.retain(|key, _| !told(key));
-                fields.values_mut().for_each(strip);
-            }
-            Value::Array(list) => list.iter_mut().for_each(strip),
-            _ => {}
-        }
-    }
-    let stripped = |text: &[u8]| {
-        let mut value: Value = serde_json::from_slice(text).ok()?;
-        strip(&mut value);
-        Some(value.to_string())
-    };
-    let mut found = files(folder);
-    for (name, content) in &mut found {
-        let name = name.to_string_lossy();
-        if name.ends_with(".seconds") {
-            content.clear();
-        } else if let Some(text) = stripped(content) {
-            *content = text.into();
-        } else if name.ends_with(".jsonl") {
-            let lines: Option<Vec<String>> = content
-                .split(|&byte| byte == b'\n')
-                .map(|line| if line.is_empty() { Some(String::new()) } else { stripped(line) })
-                .collect();
-            *content = lines.map_or(content.clone(), |lines| lines.join("\n").into());
-        }
-    }
-    found
 }
 
 fn kill_again_and_again(killed: &Killed) {

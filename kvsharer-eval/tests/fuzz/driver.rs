@@ -8,7 +8,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Files by their path in the folder.
@@ -51,6 +51,11 @@ const LONGEST: Duration = Duration::from_secs(10);
 /// Memory and time are the process', so that targets take turns.
 static TURN: Mutex<()> = Mutex::new(());
 
+/// The process' memory and time, until it is dropped.
+pub(crate) fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What was seen of a target.
 #[derive(Default)]
 struct Seen {
@@ -66,7 +71,7 @@ impl Target {
     /// Fails at the first input that panics, or takes too much memory or time; the input is written where the message
     /// says.
     pub(crate) fn run(&self) {
-        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = turn();
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (seen, watch) = (RefCell::new(Seen::default()), Watch::new(folder.path()));
         for seed in &self.seeds {

@@ -10,6 +10,8 @@
 mod driver;
 #[path = "../../../kvsharer-models/tests/import_support/mod.rs"]
 mod import_support;
+mod json;
+mod lies;
 mod memory;
 mod mutate;
 mod targets;
@@ -37,4 +39,10 @@ fuzz! {
     experiment_files: targets::experiments::files(),
     results_files: targets::experiments::results(),
     task_files: targets::tasks::files(),
+}
+
+#[test]
+fn headers_that_promise_more_than_there_is() {
+    let _turn = driver::turn();
+    lies::are_refused();
 }

@@ -5,6 +5,7 @@
 #![allow(dead_code, clippy::print_stdout)] // skipped checks say why
 
 pub(crate) mod disk;
+pub(crate) mod timeless;
 
 use serde_json::Value;
 use std::collections::BTreeMap;

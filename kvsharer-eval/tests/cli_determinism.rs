@@ -41,7 +41,7 @@ fn evaluations_are_the_same_with_all_threads() {
         "--task perplexity=builtin:demo --window 96 --limit 9 --chunk 8 --policy h2o:heavy=8,recent=8",
         "--task stepwise=builtin:demo --window 48 --limit 6 --batch 4 --policy quant:bits=8,group=8,residual=8",
         &format!("--task choices={} --max-length 64 --samples-out items.jsonl", items.display()),
-        "--task passkey --lengths 96 --depths 0,1",
+        "--task passkey --lengths 256 --depths 0,1",
     ] {
         same_with_all_threads(&format!("eval {task}"));
     }

@@ -157,7 +157,7 @@ fn prompts_in_any_script_come_back_as_they_were() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_cache_larger_than_memory_is_refused_with_the_numbers() {
-    let refused = generate("hello", &["-n", "4294967295"]).fails(1, "tiny.gguf takes 59.0 KiB of weights and 1.0 TiB");
+    let refused = generate("hello", &["-n", "4294967295"]).fails(1, "tiny.gguf takes 147.6 KiB of weights and 1.0 TiB");
     assert!(refused.stderr.contains("of memory are free: ask for fewer tokens"), "{}", refused.stderr);
 }
 

@@ -66,7 +66,7 @@ impl Strategy {
             self.save(path)?;
             return Ok(self.clone());
         }
-        let file = path.with_extension("safetensors");
+        let mut file = path.with_extension("safetensors");
         let broken = |what: String| AdaptersError::Broken { path: file.clone(), what };
         let tensors = maps.iter().map(|(name, adapter)| parts(name, adapter)).collect::<Result<Vec<_>, _>>();
         let tensors: Vec<Part> = tensors.map_err(broken)?.concat();
@@ -75,11 +75,22 @@ impl Strategy {
         });
         let views = views.collect::<Result<Vec<_>, _>>().map_err(|error| broken(error.to_string()))?;
         let bytes = safetensors::serialize(views, None).map_err(|error| broken(error.to_string()))?;
+        let sha256 = hex(&Sha256::digest(&bytes));
+        // Whatever happens before the new strategy is there, an old one keeps its own maps.
+        let old = Self::load(path).ok().and_then(|old| old.adapter_file);
+        let taken = |old: &AdapterFile| old.sha256 != sha256 && Some(old.name.as_ref()) == file.file_name();
+        if old.as_ref().is_some_and(taken) && file.exists() {
+            file = path.with_extension(format!("{}.safetensors", &sha256[..8]));
+        }
         write_atomically(&file, &bytes).map_err(|source| AdaptersError::Io { path: file.clone(), source })?;
         let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let file = AdapterFile { name, sha256: hex(&Sha256::digest(&bytes)) };
-        let saved = Self { adapter_file: Some(file), ..self.clone() };
+        let file = AdapterFile { name, sha256 };
+        let saved = Self { adapter_file: Some(file.clone()), ..self.clone() };
         saved.save(path)?;
+        // A strategy from elsewhere may name any file; only one that is its own is removed with it.
+        if let Some(old) = old.filter(|old| old.name != file.name && is_beside(path, &old.name)) {
+            let _ = std::fs::remove_file(path.with_file_name(old.name));
+        }
         Ok(saved)
     }
 
@@ -121,6 +132,13 @@ impl Strategy {
         };
         self.adapters.iter().map(read).collect()
     }
+}
+
+/// Whether fitted maps of this name can be those of the strategy at `path`.
+fn is_beside(path: &Path, name: &str) -> bool {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let rest = name.strip_prefix(&*stem).and_then(|rest| rest.strip_suffix(".safetensors"));
+    rest.is_some_and(|hash| hash.is_empty() || hash.len() == 9 && hash[1..].bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 /// A tensor's name, shape, type and bytes.

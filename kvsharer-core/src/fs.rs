@@ -1,10 +1,32 @@
-//! Files that are either absent, old, or complete.
+//! Files that are either absent, old, or complete when they are written, and not too large when they are read.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::Path;
+use tempfile::NamedTempFile;
+
+/// Reads a file of at most `most` bytes: one that cannot be what it is read as is refused before it fills the memory.
+///
+/// # Errors
+/// Whatever the system says, or that the file has more bytes.
+pub fn read_at_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let too_large =
+        || Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("has more than {most} bytes: it is another file")));
+    let file = File::open(path)?;
+    if file.metadata()?.len() > most {
+        return too_large();
+    }
+    let mut bytes = Vec::new();
+    // A pipe does not say how long it is.
+    file.take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most { too_large() } else { Ok(bytes) }
+}
+
+/// Names of temporary files.
+const TEMPORARY: (&str, &str) = (".kvsharer-", ".part");
 
 /// Writes a file so that no reader and no crash ever sees half of it: a temporary file beside it, flushed to disk,
-/// then renamed over it.
+/// then renamed over it. Temporary files that killed processes left in the folder are removed.
 ///
 /// # Errors
 /// Whatever the system says; the old file, if there was one, is untouched then and nothing is left behind.
@@ -18,7 +40,8 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let mut file = tempfile::Builder::new().prefix(".kvsharer-").suffix(".part").tempfile_in(folder)?;
+    remove_strays(folder);
+    let mut file = temporary(folder)?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     // Temporary files are private; a result should be as readable as any other new file.
@@ -29,4 +52,58 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
     file.persist(path).map_err(|error| error.error)?;
     Ok(())
+}
+
+/// A new temporary file, locked as long as it is open. Where the file system has no locks, strays stay.
+fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
+    loop {
+        let file = tempfile::Builder::new().prefix(TEMPORARY.0).suffix(TEMPORARY.1).tempfile_in(folder)?;
+        let _ = file.as_file().lock();
+        // Another process may have taken it for a stray before it was locked.
+        if file.path().exists() {
+            return Ok(file);
+        }
+    }
+}
+
+/// Removes temporary files that no process holds; what fails is left for the next time.
+fn remove_strays(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let temporary = name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1);
+        if temporary
+            && entry.file_type().is_ok_and(|kind| kind.is_file())
+            && let Ok(file) = File::open(entry.path())
+            && file.try_lock().is_ok()
+        {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strays_are_removed_and_files_in_work_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let stray = folder.path().join(".kvsharer-dead.part");
+        std::fs::write(&stray, "half").unwrap();
+        std::fs::write(folder.path().join(".kvsharer-other"), "precious").unwrap();
+        let live = temporary(folder.path()).unwrap();
+        write_atomically(&folder.path().join("a"), b"whole").unwrap();
+        assert!(live.path().exists() && !stray.exists());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn larger_files_than_expected_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        std::fs::write(&path, "12345").unwrap();
+        assert_eq!(read_at_most(&path, 5).unwrap(), b"12345");
+        assert!(read_at_most(&path, 4).unwrap_err().to_string().contains("more than 4 bytes"));
+    }
 }

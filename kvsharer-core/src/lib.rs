@@ -88,7 +88,7 @@ pub use budget::{Budget, Lengths};
 pub use cache::{Attend, Cache, CacheOptions, KeptTokens};
 pub use calibrate::{Averages, CalibrationError, CalibrationSet, hex};
 pub use error::{CacheError, PlanError};
-pub use fs::write_atomically;
+pub use fs::{read_at_most, write_atomically};
 pub use ids::{GroupId, LayerId, SlotId, axis};
 pub use packing::Quantisation;
 pub use plan::{Group, LayerSlots, Plan, Slot};

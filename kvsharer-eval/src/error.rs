@@ -177,6 +177,9 @@ pub enum EvalError {
         /// The task.
         task: String,
     },
+    /// More than the memory has room for.
+    #[error(transparent)]
+    DoesNotFit(#[from] crate::DoesNotFit),
     /// Retrieval prompts that cannot be made.
     #[error(transparent)]
     Needles(#[from] NeedleError<ImportError>),

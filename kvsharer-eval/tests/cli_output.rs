@@ -1,13 +1,12 @@
-//! Listings, help, and places that cannot be written: full disks, full stdout, readers that went away.
+//! Listings, help, and streams that cannot be written: a full stdout, readers that went away.
 #![allow(clippy::print_stdout)] // skipped checks say why
 
 mod support;
 
 use serde_json::Value;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 use support::{Run, TEXT, assert_has, files, folder, program, run, tiny, write};
-use tempfile::TempDir;
 
 const COMMANDS: [&str; 8] = ["demo", "fetch", "models", "policies", "search", "eval", "generate", "plan"];
 
@@ -162,67 +161,4 @@ fn a_reader_that_went_away_is_no_failure() {
         run.succeeds();
     }
     assert_eq!(files(work.path()).len(), 1);
-}
-
-/// A file system of 64 KiB that is full, and gone with this value.
-#[cfg(target_os = "linux")]
-struct FullDisk(TempDir);
-
-#[cfg(target_os = "linux")]
-impl FullDisk {
-    /// `None` where mounting is not permitted. `old` is put there before the rest is filled.
-    fn new(old: &[(&str, &str)]) -> Option<Self> {
-        let disk = folder();
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(disk.path()).output();
-        if !mount.is_ok_and(|mount| mount.status.success()) {
-            return None;
-        }
-        let disk = Self(disk);
-        for (name, content) in old {
-            write(disk.path(), name, content);
-        }
-        let mut piece = 64 << 10;
-        while piece > 0 {
-            let mut file =
-                std::fs::File::options().append(true).create(true).open(disk.path().join("filler")).expect("a file");
-            while std::io::Write::write_all(&mut file, &vec![0; piece]).is_ok() {}
-            piece /= 2;
-        }
-        Some(disk)
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-#[cfg(target_os = "linux")]
-impl Drop for FullDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.path()).output();
-    }
-}
-
-#[cfg(target_os = "linux")]
-#[test]
-fn a_full_disk_fails_and_leaves_what_was_there() {
-    let old = [("old.json", "precious")];
-    let Some(disk) = FullDisk::new(&old) else {
-        println!("skipped: this user may not mount a file system");
-        return;
-    };
-    let (work, tiny) = (folder(), tiny());
-    let text = format!("perplexity={}", write(work.path(), "text.txt", TEXT));
-    let before = files(disk.path());
-    let names: Vec<&PathBuf> = before.keys().collect();
-    assert_eq!(names, [Path::new("filler"), Path::new("old.json")]);
-    // A search may fail at its journal, which lies beside the output.
-    for (output, stem) in [("old.json", "old."), ("new.json", "new.")] {
-        for command in [&["search", "--share", "1"][..], &["eval", "--task", &text]] {
-            for json in [&[][..], &["--json"]] {
-                run(disk.path(), &[command, &["-m", &tiny, "-o", output], json].concat()).fails(1, stem);
-                assert!(files(disk.path()) == before, "the disk holds {:?}", files(disk.path()).keys());
-            }
-        }
-    }
 }

@@ -81,9 +81,7 @@ pub fn fetched(entry: &CatalogueEntry) -> Result<Option<PathBuf>, ModelError> {
 /// # Errors
 /// [`ModelError::Fetch`] if it is damaged, [`ModelError::Io`] if it cannot be read.
 pub fn verify_model(entry: &CatalogueEntry) -> Result<(), ModelError> {
-    let path = fetch::destination(entry)?;
-    let bytes = std::fs::read(&path).map_err(|source| ModelError::Io { path, source })?;
-    fetch::verify(entry, &bytes)
+    fetch::verify_file(entry, &fetch::destination(entry)?)
 }
 
 /// Fetches a catalogue model and verifies it; returns its path.

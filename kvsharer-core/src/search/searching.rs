@@ -132,14 +132,14 @@ impl<'a, M: SearchModel> Searching<'a, M> {
     }
 
     /// The losses of drafts that are alike below `from`, and the runs behind each, fewer than there are batches if the
-    /// bound was passed; the loss is then that of those batches.
+    /// bound was passed; the loss is then that of those batches, however many were in work at once.
     fn losses(&mut self, drafts: &[&Draft], from: LayerId, bound: f64) -> Result<Vec<(f64, Vec<Run>)>, SearchError> {
         let adds_up = self.options.objective.adds_up();
         let count = tokens(&self.batches).max(1) as f64;
         let mut found: Vec<(f64, Vec<Run>)> = vec![(0.0, Vec::new()); drafts.len()];
+        let is_open = |sum: f64| !adds_up || sum / count <= bound;
         for wave in self.batches.chunks(self.options.parallel.max(1)) {
-            let open: Vec<usize> =
-                (0..drafts.len()).filter(|&draft| !adds_up || found[draft].0 / count <= bound).collect();
+            let open: Vec<usize> = (0..drafts.len()).filter(|&draft| is_open(found[draft].0)).collect();
             if open.is_empty() {
                 break;
             }
@@ -152,8 +152,10 @@ impl<'a, M: SearchModel> Searching<'a, M> {
             };
             for runs in in_waves(wave, self.options.parallel, run)? {
                 for (&draft, (sum, run)) in open.iter().zip(runs) {
-                    found[draft].0 += sum;
-                    found[draft].1.push(run);
+                    if is_open(found[draft].0) {
+                        found[draft].0 += sum;
+                        found[draft].1.push(run);
+                    }
                 }
             }
         }

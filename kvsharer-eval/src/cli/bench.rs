@@ -1,7 +1,7 @@
 //! `kvsharer bench`.
 
 use super::Global;
-use super::context::{ModelArg, StackArgs, check_memory, check_output, check_placement};
+use super::context::{ModelArg, StackArgs, check_fits, check_output, check_placement};
 use super::error::CliError;
 use super::output::{bar, emit, emit_json, human_bytes, table, write_json};
 use clap::Args;
@@ -64,7 +64,8 @@ pub(super) fn run(args: &BenchArgs, global: &Global) -> Result<(), CliError> {
     };
     let lengths = Lengths::new(spec.prompt, spec.prompt + spec.generate);
     let largest = spec.batch.iter().copied().max().unwrap_or(1);
-    check_memory(checked.plan.bytes(largest, lengths, global.dtype.dtype().size()))?;
+    let size = global.dtype.dtype().size();
+    check_fits(&files, checked.plan.prefill_peak_bytes(largest, lengths, spec.prompt, size), global)?;
     let model = checked.load(&files, global)?;
     let bar = bar((spec.batch.len() * (spec.repeats + 1)) as u64, "timing");
     let mut rows = Vec::new();

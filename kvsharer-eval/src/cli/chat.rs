@@ -1,7 +1,7 @@
 //! `kvsharer chat`.
 
 use super::Global;
-use super::context::{ModelArg, StackArgs, StackPlan, check_memory, check_placement};
+use super::context::{ModelArg, StackArgs, StackPlan, check_fits, check_placement};
 use super::error::CliError;
 use super::output::{complain, emit, human_bytes};
 use super::sampling::{SamplingArgs, reason};
@@ -77,7 +77,7 @@ pub(super) fn run(args: &ChatArgs, global: &Global) -> Result<(), CliError> {
         complain(&format!("warning: the model was trained for {trained} tokens; expect nonsense beyond"));
     }
     let lengths = Lengths { prompt: None, tokens: context };
-    check_memory(checked.plan.bytes(1, lengths, global.dtype.dtype().size()))?;
+    check_fits(&files, checked.plan.bytes(1, lengths, global.dtype.dtype().size()), global)?;
     let model = checked.load(&files, global)?;
     let variables: Map<String, Value> = args.variables.iter().cloned().collect();
     let mut chat = Chat {

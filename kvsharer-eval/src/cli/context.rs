@@ -10,7 +10,7 @@ use kvsharer_compress::parse_policy;
 use kvsharer_core::{Budget, ModelShape, Plan, SearchModel, Sharing, Stack, Strategy};
 use kvsharer_eval::experiment::Work;
 use kvsharer_eval::score::ScoreOptions;
-use kvsharer_eval::{Share, Target, build_stack, solve_budget, strategy_path};
+use kvsharer_eval::{Share, Target, build_stack, check_memory, free_host_memory, solve_budget, strategy_path};
 use kvsharer_models::hub::HubReference;
 use kvsharer_models::{
     CatalogueEntry, DEFAULT_MODEL, Decoder, ModelFiles, Placement, catalogue, fetch_model, fetched, open_local,
@@ -66,6 +66,15 @@ impl DeviceArg {
         }
     }
 
+    /// Tells the bytes that it has left, where that is known: the CUDA backend tells of its own pool only.
+    fn free_memory(&self) -> fn() -> Option<u64> {
+        match self {
+            DeviceArg::Cpu => free_host_memory,
+            #[cfg(feature = "cuda")]
+            DeviceArg::Cuda(_) => || None,
+        }
+    }
+
     /// How much is scored at once: on a CPU as much as a thread likes, on a GPU as much as keeps it busy.
     pub(super) fn scoring(&self) -> ScoreOptions {
         match self {
@@ -88,6 +97,13 @@ impl DeviceArg {
             #[cfg(feature = "cuda")]
             DeviceArg::Cuda(_) => Work::Tokens(8192),
         }
+    }
+}
+
+impl Global {
+    /// Tells the bytes that the device has left, unless they are not to be checked.
+    pub(super) fn free_memory(&self) -> fn() -> Option<u64> {
+        if self.no_memory_check { || None } else { self.device.free_memory() }
     }
 }
 
@@ -166,6 +182,11 @@ pub(super) fn check_placement(files: &ModelFiles, plan: &Plan, global: &Global) 
             CliError::usage(format!("{error} (--devices {}, --allow-cross-device)", global.device_names()))
         }),
     }
+}
+
+/// Refuses a model with caches of `cache` bytes that the device has no room for, before anything is allocated.
+pub(super) fn check_fits(files: &ModelFiles, cache: usize, global: &Global) -> Result<(), CliError> {
+    check_memory(files, global.dtype.dtype().size(), cache, global.free_memory()()).map_err(CliError::failure)
 }
 
 /// Loads the weights onto the device, or the devices.
@@ -288,16 +309,4 @@ pub(super) fn check_output(path: &Path) -> Result<(), CliError> {
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     tempfile::tempfile_in(folder).map(drop).map_err(|error| CliError::file(path, error))
-}
-
-/// Refuses a cache larger than the system would ever give: an allocation that fails later aborts the program.
-pub(super) fn check_memory(bytes: usize) -> Result<(), CliError> {
-    let mut probe: Vec<u8> = Vec::new();
-    let reserved = probe.try_reserve_exact(bytes);
-    // Without a look at it, the compiler leaves the reservation out and calls it a success.
-    std::hint::black_box(&mut probe);
-    reserved.map_err(|_| {
-        let what = format!("the cache takes {bytes} bytes, more than this machine gives: ask for fewer tokens or add an evicting policy");
-        CliError::Failure(what.into())
-    })
 }

@@ -3,7 +3,7 @@
 mod task;
 
 use super::Global;
-use super::context::{ModelArg, StackArgs, check_output, check_placement};
+use super::context::{ModelArg, StackArgs, check_fits, check_output, check_placement};
 use super::error::CliError;
 use super::output::{bar, complain, emit, emit_json, human_bytes, table, write_json, write_json_lines};
 use clap::Args;
@@ -151,9 +151,14 @@ pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<(), CliError> {
             "warning: a policy depends on the length of the prompt, and the first pass of {pass} tokens counts as one; use --task stepwise=… with --prefill"
         ));
     }
+    let options = BenchmarkOptions { seed: global.seed, score: global.device.scoring(), ..BenchmarkOptions::default() };
+    // Benchmarks' texts vary; a batch of them has so many tokens. Threads have caches of their own.
+    let (size, threads) = (global.dtype.dtype().size(), rayon::current_num_threads());
+    let lengths = jobs.iter().map(|job| job.lengths().unwrap_or((1, options.score.tokens.into())));
+    let cache = lengths.map(|(batch, lengths)| checked.plan.bytes(batch, lengths, size)).max().unwrap_or(0);
+    check_fits(&files, cache * if options.score.one_at_a_time { 1 } else { threads }, global)?;
     let tokenizer = files.tokenizer()?;
     let model = checked.load(&files, global)?;
-    let options = BenchmarkOptions { seed: global.seed, score: global.device.scoring(), ..BenchmarkOptions::default() };
     let start = Instant::now();
     let (mut results, mut samples, mut plan_bytes) = (Vec::new(), Vec::new(), 0);
     for job in &jobs {

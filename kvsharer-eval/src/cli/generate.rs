@@ -3,7 +3,7 @@
 mod prompts;
 
 use super::Global;
-use super::context::{ModelArg, StackArgs, StackPlan, check_memory, check_placement};
+use super::context::{ModelArg, StackArgs, StackPlan, check_fits, check_placement};
 use super::error::CliError;
 use super::output::{bar, complain, emit, emit_json, human_bytes};
 use super::sampling::{SamplingArgs, reason};
@@ -64,8 +64,9 @@ pub(super) fn run(args: &GenerateArgs, global: &Global) -> Result<(), CliError> 
         ));
     }
     let batch = prompts.len().min(args.batch as usize);
-    let plan_bytes = checked.plan.bytes(batch, Lengths::new(longest, tokens), global.dtype.dtype().size());
-    check_memory(plan_bytes)?;
+    let (lengths, size) = (Lengths::new(longest, tokens), global.dtype.dtype().size());
+    let plan_bytes = checked.plan.bytes(batch, lengths, size);
+    check_fits(&files, checked.plan.prefill_peak_bytes(batch, lengths, longest, size), global)?;
     let model = checked.load(&files, global)?;
     let run = Run { model: &model, tokenizer: &tokenizer, checked: &checked, options };
     let about = json!({

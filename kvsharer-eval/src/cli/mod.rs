@@ -59,6 +59,9 @@ struct Global {
     /// Threads of the CPU; all cores if not given
     #[arg(long, global = true, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    /// Run although weights and caches take more memory than is free
+    #[arg(long, global = true)]
+    no_memory_check: bool,
 }
 
 impl Global {

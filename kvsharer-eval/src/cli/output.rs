@@ -20,7 +20,20 @@ pub(super) fn emit(text: &str) -> Result<(), CliError> {
 
 /// Writes a line to stderr; if even that fails there is nobody to tell.
 pub(super) fn complain(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{}", plain(line));
+}
+
+/// A line with line breaks and commands to the terminal written out: what files say is part of some.
+fn plain(line: &str) -> String {
+    let mut plain = String::with_capacity(line.len());
+    for c in line.chars() {
+        // Marks of direction change how a line looks, too.
+        match c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
+            true => plain.extend(c.escape_default()),
+            false => plain.push(c),
+        }
+    }
+    plain
 }
 
 /// Prints `value` as JSON.
@@ -83,4 +96,17 @@ pub(super) fn spinner(what: &str) -> ProgressBar {
     spinner.set_message(what.to_owned());
     spinner.enable_steady_tick(Duration::from_millis(120));
     spinner
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_one_line_and_no_command() {
+        assert_eq!(
+            plain("no model `a\nerror: b\u{1b}[2J\u{202e}é😀`"),
+            "no model `a\\nerror: b\\u{1b}[2J\\u{202e}é😀`"
+        );
+    }
 }

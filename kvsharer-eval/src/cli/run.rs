@@ -52,6 +52,7 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), CliError> {
         device_name: global.device.to_string(),
         dtype: global.dtype.dtype(),
         dtype_name: global.dtype.name().into(),
+        free_memory: global.free_memory(),
         options: BenchmarkOptions { score: global.device.scoring(), ..BenchmarkOptions::default() },
         work: global.device.work(),
         shard: args.shard,

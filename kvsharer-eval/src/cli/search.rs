@@ -4,13 +4,13 @@ mod draw;
 mod flags;
 
 use super::Global;
-use super::context::{ModelArg, check_output, load};
+use super::context::{ModelArg, check_fits, check_output, load};
 use super::error::CliError;
 use super::output::{bar, complain, emit, emit_json};
 use clap::Args;
 pub(super) use draw::draw_sharing;
 pub(super) use flags::SearchFlags;
-use kvsharer_core::{CalibrationSet, Found, Progress, Strategy, Trial, Units, hex, search};
+use kvsharer_core::{CalibrationSet, Found, Plan, Progress, Stack, Strategy, Trial, Units, hex, search};
 use kvsharer_eval::experiment::Work;
 use kvsharer_eval::{Journal, Journaled};
 use kvsharer_models::{Decoder, ModelFiles, ModelTokenizer};
@@ -70,6 +70,7 @@ pub(super) fn run(args: &SearchArgs, global: &Global) -> Result<(), CliError> {
     let other = args.compare.as_deref().map(Strategy::load).transpose()?;
     let tokenizer = files.tokenizer()?;
     let set = args.options.calibration(&files, &tokenizer)?;
+    check_fits(&files, args.options.bytes(&files, &set, global)?, global)?;
     let model = load(&files, global)?;
     let key = json!([files.fingerprint()?, set.hash(), args.options.spec(), global.seed, global.dtype.name()]);
     let key = hex(&Sha256::digest(key.to_string()));
@@ -194,6 +195,14 @@ impl SearchFlags {
         tokenizer: &ModelTokenizer,
     ) -> Result<CalibrationSet, CliError> {
         Ok(self.spec().calibration(tokenizer, files.config().vocab)?)
+    }
+
+    /// Bytes of the caches and hidden states of all samples, which a search keeps.
+    fn bytes(&self, files: &ModelFiles, set: &CalibrationSet, global: &Global) -> Result<usize, CliError> {
+        let (size, config) = (global.dtype.dtype().size(), files.config());
+        let longest = set.samples().iter().map(Vec::len).max().unwrap_or(0);
+        let caches = Plan::new(&files.shape(), &Stack::new())?.bytes(set.samples().len(), longest, size);
+        Ok(caches + config.layers * set.tokens() * config.hidden * size)
     }
 
     pub(super) fn search(

@@ -2,12 +2,18 @@
 
 use super::{BenchSpec, ExperimentError, SearchSpec};
 use crate::{Share, TaskSpec};
-use kvsharer_core::hex;
+use kvsharer_core::{hex, read_at_most};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+/// Experiment files are small; anything larger is not one.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// The most cells: five lists of a small file multiply to more than could be listed.
+const MAX_CELLS: usize = 1 << 20;
 
 /// A matrix of measurements.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -122,7 +128,8 @@ impl Experiment {
     /// # Errors
     /// [`ExperimentError::Io`], [`ExperimentError::Broken`].
     pub fn load(path: &Path) -> Result<Self, ExperimentError> {
-        let bytes = std::fs::read(path).map_err(|source| ExperimentError::Io { path: path.into(), source })?;
+        let bytes =
+            read_at_most(path, MAX_BYTES).map_err(|source| ExperimentError::Io { path: path.into(), source })?;
         let broken = |what: String| ExperimentError::Broken { path: path.into(), what };
         let text = String::from_utf8(bytes).map_err(|_| broken("it is no UTF-8 text".into()))?;
         let experiment: Self =
@@ -144,6 +151,14 @@ impl Experiment {
             if empty {
                 return Err(format!("{what} is an empty list"));
             }
+        }
+        let lists = [self.models.len(), self.seeds.len(), self.strategies.len(), self.stacks.len()];
+        let kinds = self.tasks.len() + self.benches.len();
+        let cells = lists.into_iter().fold(kinds, usize::saturating_mul);
+        if cells > MAX_CELLS {
+            return Err(format!(
+                "it has {cells} cells, at most {MAX_CELLS} are possible: make several experiments of it"
+            ));
         }
         let strategies = self.strategies.iter().map(|strategy| &strategy.name);
         let stacks = self.stacks.iter().map(|stack| &stack.name);

@@ -36,12 +36,13 @@ pub fn merge(paths: &[PathBuf], partial: bool) -> Result<Merged, ExperimentError
         }
     }
     let cells = first.map_or(0, |record| record.cells);
-    let missing: Vec<usize> = (0..cells).filter(|cell| !found.contains_key(cell)).collect();
-    if (!missing.is_empty() || cells == 0) && !partial {
+    if (found.len() < cells || cells == 0) && !partial {
         const SHOWN: usize = 8;
-        let mut list: Vec<String> = missing.iter().take(SHOWN).map(usize::to_string).collect();
-        if missing.len() > SHOWN {
-            list.push("…".into());
+        // Cells are as many as the file says: they are not listed before they are shown.
+        let missing = (0..cells).filter(|cell| !found.contains_key(cell)).map(|cell| cell.to_string());
+        let mut list: Vec<String> = missing.take(SHOWN + 1).collect();
+        if list.len() > SHOWN {
+            list[SHOWN] = "…".into();
         }
         return Err(ExperimentError::Incomplete { found: found.len(), cells, missing: list.join(", ") });
     }

@@ -155,9 +155,13 @@ impl Records {
 /// Records by line.
 pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<(usize, Record)>, ExperimentError> {
     let lines = bytes.split(|&byte| byte == b'\n').zip(1..).filter(|(line, _)| !line.trim_ascii().is_empty());
-    let record = |(line, number): (&[u8], usize)| match serde_json::from_slice(line) {
-        Ok(record) => Ok((number, record)),
-        Err(error) => Err(ExperimentError::BadLine { path: path.into(), line: number, what: error.to_string() }),
+    let record = |(line, number): (&[u8], usize)| {
+        let bad = |what: String| ExperimentError::BadLine { path: path.into(), line: number, what };
+        match serde_json::from_slice(line) {
+            Ok(Record { cell, cells, .. }) if cell >= cells => Err(bad(format!("cell {cell} of {cells}"))),
+            Ok(record) => Ok((number, record)),
+            Err(error) => Err(bad(error.to_string())),
+        }
     };
     lines.map(record).collect()
 }

@@ -3,7 +3,7 @@
 use super::file::{Cell, CellKind, Experiment, Shard, StrategySpec};
 use super::record::{Record, Records, check_same};
 use super::{ExperimentError, SearchSpec, Work, bench};
-use crate::{BenchmarkOptions, EvalError, Job, Step, Target, build_stack, solve_budget, strategy_path};
+use crate::{BenchmarkOptions, EvalError, Job, Step, Target, build_stack, check_memory, solve_budget, strategy_path};
 use crate::{Journal, Journaled};
 use burn::tensor::{DType, Device};
 use kvsharer_core::{
@@ -50,6 +50,8 @@ pub struct Runner {
     pub dtype: DType,
     /// Its name.
     pub dtype_name: String,
+    /// Tells the bytes of memory that are free; `None` if they are not known, or not to be checked.
+    pub free_memory: fn() -> Option<u64>,
     /// How much is run at once.
     pub options: BenchmarkOptions,
     /// How calibration samples are run.
@@ -245,6 +247,7 @@ impl Runner {
             Some(loaded) => loaded,
             None => {
                 let files = open_model(name, seed)?;
+                check_memory(&files, self.dtype.size(), 0, (self.free_memory)())?;
                 let hash = files.fingerprint()?.hash;
                 let model = files.load(&self.device, self.dtype)?;
                 let tokenizer = files.tokenizer();

@@ -104,7 +104,8 @@ pub struct SearchSpec {
 /// How calibration samples are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// On all threads, several batches a thread, so that hopeless candidates are given up after some of them.
+    /// On all threads in several batches, so that hopeless candidates are given up after some of them; as many whatever
+    /// the threads, so that sums are the same.
     Threads,
     /// About so many tokens a forward pass, one pass after the other: for devices that one pass fills.
     Tokens(usize),
@@ -154,10 +155,7 @@ impl SearchSpec {
     /// Options for so many samples, run in a way that suits the device.
     pub fn options(&self, work: Work, samples: usize) -> SearchOptions {
         let (batch, parallel, pass_tokens) = match work {
-            Work::Threads => {
-                let threads = rayon::current_num_threads();
-                (samples.div_ceil(threads * 3), threads, 0)
-            }
+            Work::Threads => (samples.div_ceil(8), rayon::current_num_threads(), 0),
             Work::Tokens(tokens) => ((tokens / self.sample_tokens.max(1)).clamp(1, samples.max(1)), 1, tokens),
         };
         SearchOptions {

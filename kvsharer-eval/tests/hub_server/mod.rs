@@ -1,4 +1,6 @@
 //! A small server with the routes of the Hugging Face hub, which can fail in the ways that networks and hubs do.
+// Every test file is a crate of its own and uses a part of this.
+#![allow(dead_code)]
 
 use sha1::Sha1;
 use sha2::{Digest, Sha256};

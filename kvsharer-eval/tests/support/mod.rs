@@ -2,7 +2,10 @@
 //!
 //! No test reaches the network: the cache folder is one that does not exist, and PATH holds no pip.
 // Every test file is a crate of its own and uses a part of this.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::print_stdout)] // skipped checks say why
+
+pub(crate) mod disk;
+pub(crate) mod timeless;
 
 use serde_json::Value;
 use std::collections::BTreeMap;

@@ -13,7 +13,7 @@ use std::error::Error as _;
 use std::fmt;
 
 /// Largest template that is read; the longest in use has 20 kB.
-const MAX_TEMPLATE: usize = 1 << 20;
+pub(super) const MAX_TEMPLATE: usize = 1 << 20;
 
 /// Steps of a rendering, which also pay for memory, 64 bytes a step: 256 MiB at most.
 const FUEL: u64 = 4 << 20;

@@ -1,9 +1,11 @@
 //! Where a model keeps its chat template and the special tokens it names.
 
+use super::render::MAX_TEMPLATE;
 use super::{ChatError, ChatTemplate};
 use crate::files::read_json;
 use crate::import::GgufFile;
 use crate::{ModelError, ModelFiles};
+use kvsharer_core::read_at_most;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -136,5 +138,8 @@ fn unknown(path: &Path, name: Option<&str>, known: &[&str]) -> ChatError {
 }
 
 fn read_text(path: &Path) -> Result<String, ModelError> {
-    std::fs::read_to_string(path).map_err(|source| ModelError::Io { path: path.into(), source })
+    let text = read_at_most(path, MAX_TEMPLATE as u64).and_then(|bytes| {
+        String::from_utf8(bytes).map_err(|_| std::io::Error::new(std::io::ErrorKind::InvalidData, "is no UTF-8 text"))
+    });
+    text.map_err(|source| ModelError::Io { path: path.into(), source })
 }

@@ -337,6 +337,12 @@ pub enum TokenizerFault {
         /// The ids that the text "a" becomes.
         ids: Vec<u32>,
     },
+    /// A template of a text that names what is not there.
+    #[error("its template names {name:?}, which it does not define")]
+    Undefined {
+        /// The name.
+        name: String,
+    },
     /// A BPE model that marks the tokens inside a word by a prefix.
     #[error("its continuing_subword_prefix {prefix:?} is not supported; use another tokenizer")]
     SubwordPrefix {

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use kvsharer_core::read_at_most;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
@@ -16,6 +17,9 @@ use super::{Fault, ImportError, SourceDtype, TensorBytes, TensorInfo, TensorSour
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const INDEX_END: &str = ".safetensors.index.json";
+
+/// The largest index known, of a model with 91,991 tensors, has 9 MB.
+const MOST_INDEX: u64 = 100 << 20;
 
 /// The tensors of a safetensors file, or of all shards that an index names.
 ///
@@ -158,7 +162,7 @@ fn find(folder: &Path) -> Result<PathBuf, ImportError> {
 }
 
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>, ImportError> {
-    let text = std::fs::read(path).map_err(|source| ImportError::Io { path: path.to_owned(), source })?;
+    let text = read_at_most(path, MOST_INDEX).map_err(|source| ImportError::Io { path: path.to_owned(), source })?;
     let index: Index = serde_json::from_slice(&text).map_err(|error| broken(path, "the index", Fault::Json(error)))?;
     Ok(index.weight_map)
 }

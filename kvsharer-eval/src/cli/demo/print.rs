@@ -52,7 +52,7 @@ pub(super) fn verdict(rows: &[Row]) -> String {
         )
     };
     let shared = rows.iter().skip(1).filter(|row| row.policies.iter().all(|policy| policy.starts_with("sharing")));
-    let (best, worst) = (shared.clone().next(), shared.last());
+    let (best, worst) = (shared.clone().next(), shared.clone().next_back());
     let meaning = best.zip(worst).map_or(String::new(), |(best, worst)| {
         format!(
             "At about the same bytes `{}` multiplies the perplexity by {:.2} and `{}` by {:.2}: on this model it matters \

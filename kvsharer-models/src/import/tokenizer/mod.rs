@@ -118,8 +118,7 @@ impl ModelTokenizer {
     ///
     /// [`ImportError::Tokenize`] if the library fails.
     pub fn encode_bare(&self, text: &str) -> Result<Vec<u32>, ImportError> {
-        let encoding = self.inner.encode_fast(text, false).map_err(ImportError::Tokenize)?;
-        Ok(encoding.get_ids().to_vec())
+        self.ids(text, false)
     }
 
     /// [`encode`](Self::encode) for many texts, on all threads, in their order.
@@ -138,7 +137,7 @@ impl ModelTokenizer {
     ///
     /// [`ImportError::Tokenize`] if the library fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, ImportError> {
-        self.inner.decode(ids, skip_special).map_err(ImportError::Tokenize)
+        caught(|| self.inner.decode(ids, skip_special)).map_err(ImportError::Tokenize)
     }
 
     /// Starts to decode a text whose ids come one by one.
@@ -218,6 +217,12 @@ impl ModelTokenizer {
         }
     }
 
+    /// A text's ids, with what the post-processor puts around them if `added`.
+    fn ids(&self, text: &str, added: bool) -> Result<Vec<u32>, ImportError> {
+        let encoding = caught(|| self.inner.encode_fast(text, added)).map_err(ImportError::Tokenize)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
     fn new(inner: Tokenizer, path: &Path) -> Self {
         Self { inner, path: path.to_owned(), bos: None, eos: Vec::new(), add_bos: false }
     }
@@ -242,6 +247,13 @@ impl fmt::Debug for ModelTokenizer {
 
 fn bad(path: &Path, fault: TokenizerFault) -> ImportError {
     ImportError::BadTokenizer { path: path.to_owned(), fault }
+}
+
+/// The library relies on files that make sense, and panics at some that do not: such as a decoder that strips more than
+/// there is. That is an error like its others.
+fn caught<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
+    caught.unwrap_or_else(|_| Err("the tokenizers library gave up: the tokenizer contradicts itself".into()))
 }
 
 /// Checks that a merge rule joins two tokens into a third. The library relies on it: where the

@@ -12,6 +12,7 @@ mod logits;
 pub mod metrics;
 pub mod needles;
 mod perplexity;
+pub mod report;
 mod requests;
 mod results;
 mod retrieval;

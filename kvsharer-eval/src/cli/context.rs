@@ -7,7 +7,7 @@ use super::output::spinner;
 use burn::tensor::{DType, Device};
 use clap::{Args, ValueEnum};
 use kvsharer_compress::parse_policy;
-use kvsharer_core::{Budget, ModelShape, Plan, SearchModel, Sharing, Stack, Strategy};
+use kvsharer_core::{Budget, ModelShape, Plan, SearchModel, Sharing, Stack, Strategy, hex};
 use kvsharer_eval::score::ScoreOptions;
 use kvsharer_eval::{Share, Target, build_stack, solve_budget};
 use kvsharer_models::hub::HubReference;
@@ -15,6 +15,7 @@ use kvsharer_models::{
     CatalogueEntry, DEFAULT_MODEL, Decoder, ModelFiles, Placement, catalogue, fetch_model, fetched, open_local,
     open_model,
 };
+use sha2::{Digest, Sha256};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -217,6 +218,15 @@ impl StackArgs {
     /// Judges the SPECs as they were typed, before a model is fetched for them.
     pub(super) fn parse(&self) -> Result<(), CliError> {
         self.policies.iter().try_for_each(|spec| Ok(parse_policy(spec).map(drop)?))
+    }
+
+    /// SHA-256 of the strategy file as it is now, not as it may be when the run ends.
+    pub(super) fn strategy_hash(&self) -> Result<Option<String>, CliError> {
+        let hash = |path: &PathBuf| match std::fs::read(path) {
+            Ok(bytes) => Ok(hex(&Sha256::digest(bytes))),
+            Err(error) => Err(CliError::file(path, error)),
+        };
+        self.strategy.as_ref().map(hash).transpose()
     }
 
     /// Reads the strategy, parses the policies and plans them for the model.

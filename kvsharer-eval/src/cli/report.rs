@@ -75,15 +75,15 @@ pub(super) fn run(args: &ReportArgs, global: &Global) -> Result<(), CliError> {
 
 /// A section for a terminal.
 fn text(section: &Section) -> String {
-    let table = if section.table.lines.is_empty() { String::new() } else { draw(&section.table) };
+    let width = comfy_table::Table::new().width().map(usize::from);
+    let table = if section.table.lines.is_empty() { String::new() } else { draw(&section.table, width) };
     format!("{}\n{}\n{table}", printable(&section.title), printable(&section.about.join("\n")))
 }
 
-/// A table as wide as the terminal; where that is too narrow for columns, one line a field.
-fn draw(table: &Table) -> String {
+/// A table at most as wide as the terminal, if there is one; where that is too narrow for columns, one line a field.
+fn draw(table: &Table, width: Option<usize>) -> String {
     /// Columns that a terminal needs for each of a table's.
     const NARROWEST: usize = 9;
-    let width = comfy_table::Table::new().width().map(usize::from);
     if width.is_none_or(|width| width >= NARROWEST * table.columns.len()) {
         let header: Vec<&str> = table.columns.iter().map(|column| column.name.as_str()).collect();
         let rows: Vec<Vec<String>> =
@@ -106,4 +106,22 @@ fn draw(table: &Table) -> String {
 /// Text of files without what would steer the terminal.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvsharer_eval::report::{Column, Field, Line};
+
+    #[test]
+    fn narrow_terminals_get_a_line_a_field() {
+        let names = ["strategy", "value", "notes"];
+        let columns = names.map(|name| Column { name: name.into(), number: false }).into();
+        let fields = ["a\u{1b}[31m", "1.5", ""].map(|text| Field { text: text.into(), ..Field::default() }).into();
+        let table = Table { columns, lines: vec![Line { tags: None, fields }] };
+        assert_eq!(draw(&table, Some(20)), "- strategy: a\u{fffd}[31m\n  value: 1.5\n");
+        for wide in [Some(80), None] {
+            assert_eq!(draw(&table, wide).lines().count(), 3);
+        }
+    }
 }

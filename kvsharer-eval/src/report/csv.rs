@@ -53,10 +53,18 @@ pub fn csv(cells: &[Cell]) -> Result<String, ReportError> {
     let mut writer = ::csv::Writer::from_writer(Vec::new());
     writer.write_record(HEADER)?;
     for cell in cells {
-        writer.write_record(fields(cell))?;
+        writer.write_record(fields(cell).into_iter().map(inert))?;
     }
     let bytes = writer.into_inner().map_err(|error| ::csv::Error::from(error.into_error()))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// A name that spreadsheets would take for a formula becomes text; numbers stay numbers.
+fn inert(field: String) -> String {
+    match field.starts_with(['=', '+', '-', '@', '\t', '\r']) && field.parse::<f64>().is_err() {
+        true => format!("'{field}"),
+        false => field,
+    }
 }
 
 fn fields(cell: &Cell) -> Vec<String> {

@@ -81,6 +81,10 @@ fn bytes(path: &Path) -> Result<Vec<u8>, ReportError> {
 
 fn file(path: &Path, bytes: &[u8], hash: &str, results: &mut Results) {
     let name = path.display().to_string();
+    if bytes.trim_ascii().is_empty() {
+        results.problem(&name, None, "the file is empty");
+        return;
+    }
     let whole = match serde_json::from_slice::<Value>(bytes) {
         Ok(value) => {
             let is_strategy = value.get("key_map").is_some() && value.get("trials").is_some();

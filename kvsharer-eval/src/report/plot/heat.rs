@@ -17,7 +17,9 @@ pub(in crate::report) fn heat(
 ) -> Result<Drawing, ReportError> {
     let low = values.iter().map(|value| value.2).fold(f64::INFINITY, f64::min);
     let high = values.iter().map(|value| value.2).fold(f64::NEG_INFINITY, f64::max);
-    let colour = |value: f64| ViridisRGB.get_color_normalized(value, low, high.max(low + f64::MIN_POSITIVE));
+    // Equal values, or one alone, have the colour of the middle.
+    let part = |value: f64| if high > low { (value - low) / (high - low) } else { 0.5 };
+    let colour = |value: f64| ViridisRGB.get_color(part(value) as f32);
     let size = layers.max(1) as f64;
     let svg = canvas((460, 440), |area| {
         let mut chart = ChartBuilder::on(area)
@@ -54,4 +56,21 @@ pub(in crate::report) fn heat(
     let legend =
         if values.is_empty() { Vec::new() } else { legend.map(|at| (format!("{at:.3}"), css(colour(at)))).into() };
     Ok((with_marks(&svg, "rect", &marks, filters), legend))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_pair_is_a_cell_with_its_value_even_if_all_are_equal() {
+        for values in [&[][..], &[(0, 1, 3.0)], &[(0, 1, 2.0), (0, 2, 2.0)], &[(0, 1, 1.0), (1, 2, 4.0)]] {
+            let (svg, legend) = heat(3, values, &Filters::default()).expect("a drawing");
+            assert_eq!(svg.matches("<rect ").count(), values.len());
+            for (donor, borrower, value) in values {
+                assert!(svg.contains(&format!("<title>{donor}, {borrower}: {value:.4}</title>")), "{svg}");
+            }
+            assert_eq!(legend.is_empty(), values.is_empty());
+        }
+    }
 }

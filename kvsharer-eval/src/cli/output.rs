@@ -61,7 +61,7 @@ pub(super) fn table_of(header: &[&str], rows: &[Vec<String>], numbers: &[bool]) 
         table.add_row(row);
     }
     let columns = table.column_iter_mut().zip(numbers).filter(|(_, is_number)| **is_number);
-    columns.for_each(|(column, _)| _ = column.set_cell_alignment(CellAlignment::Right));
+    columns.for_each(|(column, _)| column.set_cell_alignment(CellAlignment::Right));
     format!("{table}\n")
 }
 

@@ -31,10 +31,18 @@ pub(super) fn content(value: Value, place: &str) -> Result<Content, String> {
             Ok(Content { conformance, ..Content::default() })
         }
         Value::Object(_) if has("plan_bytes") && has("tokens") => {
-            let Planned { model, model_hash, dtype, library, batch, tokens, policies, plan_bytes: bytes } =
-                from(value, "a result of `kvsharer plan`")?;
-            let setup = Setup::new(&policies, None);
-            let memory = Memory { model, model_hash, dtype, library, batch, tokens, setup, bytes };
+            let plan: Planned = from(value, "a result of `kvsharer plan`")?;
+            let strategy = plan.strategy.map(|path| of_file(&path, plan.strategy_hash, &plan.policies));
+            let memory = Memory {
+                model: plan.model,
+                model_hash: plan.model_hash,
+                dtype: plan.dtype,
+                library: plan.library,
+                batch: plan.batch,
+                tokens: plan.tokens,
+                setup: Setup::new(&plan.policies, strategy),
+                bytes: plan.plan_bytes,
+            };
             Ok(Content { memory: vec![memory], ..Content::default() })
         }
         Value::Array(rows) if rows.first().is_some_and(|row| row.get("tokens_per_second").is_some()) => {
@@ -60,6 +68,10 @@ struct Planned {
     library: Option<String>,
     batch: usize,
     tokens: usize,
+    #[serde(default)]
+    strategy: Option<String>,
+    #[serde(default)]
+    strategy_hash: Option<String>,
     policies: Vec<String>,
     plan_bytes: u64,
 }

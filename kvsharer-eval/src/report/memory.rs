@@ -1,12 +1,12 @@
 //! Memory: KV bytes against length, of benches and plans.
 
 use super::filters::Filters;
-use super::number::{bytes, hash as short_hash, percent};
+use super::number::{bytes, hash as short_hash, percent, tick, unit};
 use super::plot::{Axis, Chart, Plot, Point, Series};
 use super::row::Measure;
 use super::table::{Field, Table, Tags};
 use super::{Cell, Conditions, Memory, ReportError, Results, Section, Setup};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What plans that are compared have in common: model, its hash, dtype, library, batch.
 type Group = (String, Option<String>, String, Option<String>, usize);
@@ -27,6 +27,9 @@ pub(super) fn sections(results: &Results, cells: &[Cell], filters: &Filters) -> 
         let sizes = groups.entry((model, model_hash, dtype, library, batch)).or_default();
         sizes.entry((!setup.is_full(), setup)).or_default().insert(tokens, bytes);
     }
+    // One length alone is in the table of speeds.
+    let lengths = |sizes: &Sizes| sizes.values().flat_map(|sizes| sizes.keys()).collect::<BTreeSet<_>>().len();
+    groups.retain(|_, sizes| lengths(sizes) > 1 || !results.memory.is_empty());
     groups.into_iter().map(|(group, sizes)| section(&group, &sizes, filters)).collect()
 }
 
@@ -37,6 +40,8 @@ fn section(
 ) -> Result<Section, ReportError> {
     let full = sizes.iter().find(|((shared, _), _)| !shared).map(|(_, sizes)| sizes);
     let mut table = Table::new(&["tokens#", "strategy", "policies", "KV bytes#", "of full#"]);
+    let values = sizes.values().flat_map(|sizes| sizes.values()).map(|&size| size as f64);
+    let (unit_bytes, unit_name) = unit(values.clone().fold(0.0, f64::max));
     let mut series = Vec::new();
     for ((_, setup), by_tokens) in sizes {
         let (strategy, policy) = (setup.strategy_name(), setup.policy_name());
@@ -52,17 +57,17 @@ fn section(
                 of_full.map_or_else(Field::default, |part| Field::number(percent(part), part)),
             ];
             table.push(tags.clone(), fields);
-            let title = format!("{strategy}, {policy}: {} at {tokens} tokens", bytes(size as f64));
-            let (x, y) = (tokens as f64, size as f64);
+            let title = format!("{}: {} at {tokens} tokens", setup.label(), bytes(size as f64));
+            let (x, y) = (tokens as f64, size as f64 / unit_bytes);
             points.push(Point { x, y, range: None, hollow: false, title, tags: tags.clone() });
         }
-        series.push(Series { name: format!("{strategy}, {policy}"), joined: true, points });
+        series.push(Series { name: setup.label(), joined: true, points });
     }
     let table = table.without_empty_columns();
     let lengths = sizes.values().flat_map(|sizes| sizes.keys()).map(|&tokens| tokens as f64);
     let x = Axis::new("tokens", |tokens| format!("{tokens:.0}")).log_if(lengths, 16.0);
-    let values = sizes.values().flat_map(|sizes| sizes.values()).map(|&size| size as f64);
-    let y = if x.log { Axis::new("KV bytes", bytes).log_if(values, 16.0) } else { Axis::new("KV bytes", bytes) };
+    let y = Axis::new(format!("KV cache, {unit_name}"), tick);
+    let y = if x.log { y.log_if(values, 16.0) } else { y };
     let chart = Chart { x, y: Axis { zero: true, ..y }, series, front: Vec::new() };
     let (svg, legend) = (chart.svg(filters)?, chart.legend());
     let title = "KV bytes against length".to_owned();

@@ -1,7 +1,7 @@
 //! Quality: one section a task under the same conditions, with deltas to the full cache.
 
 use super::filters::Filters;
-use super::number::{bytes, hash, percent, short, signed, with_error};
+use super::number::{bytes, hash, percent, short, signed, tick, unit, with_error};
 use super::plot::{Axis, Chart, Plot, Point, Series};
 use super::row::{Measure, TaskRules, greater_is_better};
 use super::table::{Field, Table, Tags};
@@ -91,8 +91,8 @@ fn fields(cell: &Cell) -> Vec<Field> {
     let delta = cell.delta;
     let tone = tone(cell);
     let to_full = delta.map_or_else(Field::default, |delta| {
-        let error = delta.stderr.map_or(String::new(), |stderr| format!(" ± {}", short(stderr)));
-        Field { tone, ..Field::number(format!("{}{error}", signed(delta.difference)), delta.difference) }
+        let text = signed(delta.difference, delta.stderr);
+        Field { tone, ..Field::number(text, delta.difference) }
     });
     let ratio = delta.and_then(|delta| delta.ratio);
     let several = cell.runs > 1;
@@ -106,7 +106,7 @@ fn fields(cell: &Cell) -> Vec<Field> {
         to_full,
         ratio.map_or_else(Field::default, |ratio| Field { tone, ..Field::number(format!("{ratio:.3}"), ratio) }),
         if several { Field::count(cell.runs) } else { Field::default() },
-        match cell.range.filter(|_| several) {
+        match cell.range.filter(|(low, high)| several && low < high) {
             Some((low, high)) => Field::number(format!("{} to {}", short(low), short(high)), high - low),
             None => Field::default(),
         },
@@ -129,6 +129,7 @@ fn plot(metric: &str, cells: &[&Cell], filters: &Filters) -> Result<Option<Plot>
     if cells.iter().all(|cell| cell.kv_bytes == cells[0].kv_bytes) {
         return Ok(None);
     }
+    let (size, unit) = unit(cells.iter().map(|cell| cell.kv_bytes).fold(0.0, f64::max));
     let worth = |cell: &Cell| if greater { cell.value } else { -cell.value };
     let on_front = front(&cells.iter().map(|cell| (cell.kv_bytes, worth(cell))).collect::<Vec<_>>());
     let values = cells.iter().map(|cell| cell.value);
@@ -140,10 +141,10 @@ fn plot(metric: &str, cells: &[&Cell], filters: &Filters) -> Result<Option<Plot>
         let (strategy, policy) = (cell.setup.strategy_name(), cell.setup.policy_name());
         let value = with_error(cell.value, cell.stderr);
         let of_full = cell.share().map_or(String::new(), |share| format!(" ({})", percent(share)));
-        let title = format!("{strategy}, {policy}: {value} at {}{of_full}", bytes(cell.kv_bytes));
+        let title = format!("{}: {value} at {}{of_full}", cell.setup.label(), bytes(cell.kv_bytes));
         let range = cell.stderr.map(|stderr| (cell.value - stderr, cell.value + stderr));
         let name = if by_strategy { strategy.to_owned() } else { policy.clone() };
-        let point = Point { x: cell.kv_bytes, y: cell.value, range, hollow: false, title, tags: tags.clone() };
+        let point = Point { x: cell.kv_bytes / size, y: cell.value, range, hollow: false, title, tags: tags.clone() };
         series.entry(name).or_default().push(point);
         let is_on = on_front.contains(&index);
         let fields = vec![
@@ -155,15 +156,15 @@ fn plot(metric: &str, cells: &[&Cell], filters: &Filters) -> Result<Option<Plot>
         ];
         table.push(tags, fields);
     }
-    let y = Axis::new(metric, short).log_if(values, 8.0);
+    let y = Axis::new(metric, tick).log_if(values, 8.0);
     let direction = if greater { "greater" } else { "smaller" };
     let about = format!(
         "{direction} is better{}; bars are one standard error, the grey line joins what nothing beats in both (Pareto front)",
         if y.log { ", logarithmic" } else { "" }
     );
     let series = series.into_iter().map(|(name, points)| Series { name, joined: false, points }).collect();
-    let front = on_front.iter().map(|&index| (cells[index].kv_bytes, cells[index].value)).collect();
-    let chart = Chart { x: Axis { zero: true, ..Axis::new("KV bytes", bytes) }, y, series, front };
+    let front = on_front.iter().map(|&index| (cells[index].kv_bytes / size, cells[index].value)).collect();
+    let chart = Chart { x: Axis { zero: true, ..Axis::new(format!("KV cache, {unit}"), tick) }, y, series, front };
     let (svg, legend) = (chart.svg(filters)?, chart.legend());
     Ok(Some(Plot { title: format!("{metric} against KV bytes"), about, svg, legend, table }))
 }

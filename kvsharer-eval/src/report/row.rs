@@ -101,14 +101,21 @@ impl Setup {
         self.strategy.is_none() && self.policies.is_empty()
     }
 
-    /// The strategy's name, `full` without one.
+    /// The strategy's name, `no sharing` without one.
     pub fn strategy_name(&self) -> &str {
-        self.strategy.as_ref().map_or("full", |strategy| &strategy.name)
+        self.strategy.as_ref().map_or("no sharing", |strategy| &strategy.name)
     }
 
     /// The policies as one SPEC, `none` without any.
     pub fn policy_name(&self) -> String {
         if self.policies.is_empty() { "none".into() } else { self.policies.join(" + ") }
+    }
+
+    /// Both in short.
+    pub fn label(&self) -> String {
+        let strategy = self.strategy.iter().map(|strategy| strategy.name.as_str());
+        let parts: Vec<&str> = strategy.chain(self.policies.iter().map(String::as_str)).collect();
+        if parts.is_empty() { "full cache".into() } else { parts.join(" + ") }
     }
 }
 

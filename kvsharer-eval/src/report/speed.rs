@@ -1,7 +1,7 @@
 //! Speed: one section for all timings of a model on a device.
 
 use super::filters::Filters;
-use super::number::{bytes, percent, short};
+use super::number::{bytes, percent, short, tick};
 use super::plot::{Axis, Chart, Plot, Point, Series};
 use super::quality::setting;
 use super::row::Measure;
@@ -114,9 +114,9 @@ fn plot((prompt, generated): (usize, usize), cells: &[&Cell], filters: &Filters)
         let tags = Some(Tags::new(&cell.conditions.model, &cell.setup));
         let (strategy, policy) = (cell.setup.strategy_name(), cell.setup.policy_name());
         let (low, high) = cell.range.unwrap_or((cell.value, cell.value));
-        let title = format!("{strategy}, {policy}: {} tokens/s at batch {}", short(cell.value), batch(cell));
+        let title = format!("{}: {} tokens/s at batch {}", cell.setup.label(), short(cell.value), batch(cell));
         let own = series.entry(&cell.setup).or_default();
-        (own.name, own.joined) = (format!("{strategy}, {policy}"), true);
+        (own.name, own.joined) = (cell.setup.label(), true);
         let (x, y) = (batch(cell) as f64, cell.value);
         own.points.push(Point { x, y, range: Some((low, high)), hollow: false, title, tags: tags.clone() });
         let number = |value: f64| Field::number(short(value), value);
@@ -132,7 +132,7 @@ fn plot((prompt, generated): (usize, usize), cells: &[&Cell], filters: &Filters)
     }
     let whole = |batch: f64| if (batch - batch.round()).abs() < 1e-6 { format!("{batch:.0}") } else { String::new() };
     let x = Axis::new("batch", whole).log_if(cells.iter().map(|cell| batch(cell) as f64), 3.0);
-    let y = Axis { zero: true, ..Axis::new("tokens/s", short) };
+    let y = Axis { zero: true, ..Axis::new("tokens/s", tick) };
     let chart = Chart { x, y, series: series.into_values().collect(), front: Vec::new() };
     Ok(Plot {
         title: format!("Tokens/s against batch, {prompt} + {generated} tokens"),

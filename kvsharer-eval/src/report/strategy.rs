@@ -1,7 +1,7 @@
 //! Strategy files: what a search saw, tried and found.
 
 use super::filters::Filters;
-use super::number::{hash, percent, short};
+use super::number::{hash, percent, short, tick};
 use super::plot::{Axis, Chart, Plot, Point, Series, arcs, heat};
 use super::table::{Field, Table};
 use super::{ReportError, Results, Section};
@@ -118,7 +118,7 @@ fn objective(strategy: &Strategy, filters: &Filters) -> Result<Option<Plot>, Rep
     all.push(series("samples held back", true, &|step| step.held_back));
     all.retain(|series| !series.points.is_empty());
     let x = Axis { zero: true, ..Axis::new("KV bytes saved, %", |at| format!("{at:.0}")) };
-    let chart = Chart { x, y: Axis::new(name, short), series: all, front: Vec::new() };
+    let chart = Chart { x, y: Axis::new(name, tick), series: all, front: Vec::new() };
     Ok(Some(Plot {
         title: "Objective along the search".into(),
         about: format!("{name} after every accepted step"),
@@ -190,7 +190,7 @@ fn acceptance(strategy: &Strategy, filters: &Filters) -> Result<Option<Plot>, Re
     let series =
         [("kept", kept), ("not kept", other)].map(|(name, points)| Series { name: name.into(), joined: false, points });
     let x = Axis::new(if ranked { "rank" } else { "trial" }, |at| format!("{at:.0}"));
-    let chart = Chart { x, y: Axis::new(name, short), series: series.into(), front: Vec::new() };
+    let chart = Chart { x, y: Axis::new(name, tick), series: series.into(), front: Vec::new() };
     Ok(Some(Plot {
         title: "Acceptance against rank".into(),
         about,

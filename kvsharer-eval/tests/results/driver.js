@@ -25,7 +25,7 @@ addEventListener("load", () => {
   const rows = () => shown(".section > .wide tr[data-t]").length;
   found.rows = rows();
   found.marks = shown("circle[data-t]").length;
-  choose("strategy", "full");
+  choose("strategy", "no sharing");
   found.full = [rows(), shown("circle[data-t]").length, document.getElementById("shown").textContent];
   choose("policies", "none");
   found.both = rows();

@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn the_growing_map_tells_keys_from_values_and_keeps_to_the_width() {
         let map = |kind, readers: [usize; 2]| {
-            LayerMap::resolve(kind, readers.map(|reader| (reader.into(), 0.into()))).expect("a valid map")
+            LayerMap::resolve(kind, readers.map(|reader| (reader, 0))).expect("a valid map")
         };
         let sharing = Sharing::new(map(Kv::Key, [1, 2]), map(Kv::Value, [1, 3]));
         let dropped = BTreeSet::from([LayerId(5)]);

@@ -28,10 +28,10 @@ pub(in crate::report) fn arcs(
     let tallest = all.iter().map(|((b, d), ..)| (b.0 as f64 - d.0 as f64).abs() / 2.0).fold(1.0, f64::max);
     let foot = if same { -tallest * 0.25 } else { -tallest * 1.08 };
     let (mut lines, mut dots) = (Vec::new(), Vec::new());
-    let svg = canvas((620, if same { 230 } else { 320 }), |area| {
+    let svg = canvas((520, if same { 220 } else { 300 }), |area| {
         let mut chart = ChartBuilder::on(area)
             .margin(10)
-            .x_label_area_size(46)
+            .x_label_area_size(50)
             .build_cartesian_2d(-0.7..layers as f64 - 0.3, foot..tallest * 1.08)?;
         let style = ("sans-serif", TEXT).into_font().color(&INK);
         chart
@@ -40,7 +40,7 @@ pub(in crate::report) fn arcs(
             .axis_style(TRANSPARENT)
             .label_style(style.clone())
             .axis_desc_style(style)
-            .x_labels(layers.clamp(2, 12))
+            .x_labels(layers.clamp(2, 8))
             .x_desc("layer")
             .x_label_formatter(&|at| if (at - at.round()).abs() < 1e-6 { format!("{at:.0}") } else { String::new() })
             .draw()?;
@@ -58,7 +58,7 @@ pub(in crate::report) fn arcs(
             let (title, owns) = role(layer, keys, values, dropped);
             let style = ShapeStyle::from(INK);
             let style = if owns { style.filled() } else { style.stroke_width(1) };
-            chart.draw_series([Circle::new((layer.0 as f64, 0.0), 4, style)])?;
+            chart.draw_series([Circle::new((layer.0 as f64, 0.0), 3, style)])?;
             dots.push(Mark { title, tags: None });
         }
         Ok(())

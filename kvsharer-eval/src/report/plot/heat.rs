@@ -24,8 +24,8 @@ pub(in crate::report) fn heat(
     let svg = canvas((460, 440), |area| {
         let mut chart = ChartBuilder::on(area)
             .margin(10)
-            .x_label_area_size(48)
-            .y_label_area_size(54)
+            .x_label_area_size(52)
+            .y_label_area_size(58)
             .build_cartesian_2d(0.0..size, 0.0..size)?;
         let style = ("sans-serif", TEXT).into_font().color(&INK);
         chart
@@ -34,8 +34,8 @@ pub(in crate::report) fn heat(
             .axis_style(INK)
             .label_style(style.clone())
             .axis_desc_style(style)
-            .x_labels(8)
-            .y_labels(8)
+            .x_labels(6)
+            .y_labels(6)
             .x_desc("layer whose cache would be read")
             .y_desc("layer that would read it")
             .x_label_formatter(&|at| format!("{at:.0}"))

@@ -39,10 +39,10 @@ const INK: RGBColor = RGBColor(1, 1, 1);
 const GRID: RGBColor = RGBColor(2, 2, 2);
 
 /// Font size of all text.
-const TEXT: u32 = 15;
+const TEXT: u32 = 17;
 
-/// Colours of series, told apart on light and dark and by most colour-blind people (after Okabe and Ito).
-const COLOURS: [RGBColor; 8] = [
+/// Colours of series, told apart on light and dark and by most colour-blind people (after Okabe and Ito, and Tol).
+const COLOURS: [RGBColor; 12] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
@@ -51,6 +51,10 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(86, 180, 233),
     RGBColor(140, 107, 177),
     RGBColor(127, 127, 127),
+    RGBColor(68, 170, 153),
+    RGBColor(204, 102, 119),
+    RGBColor(153, 153, 51),
+    RGBColor(150, 90, 40),
 ];
 
 /// The colour of a series by its index; they come round again.

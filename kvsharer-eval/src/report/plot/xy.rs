@@ -50,7 +50,7 @@ pub(in crate::report) struct Chart {
 }
 
 impl Axis {
-    pub(in crate::report) fn new(name: &str, format: fn(f64) -> String) -> Self {
+    pub(in crate::report) fn new(name: impl Into<String>, format: fn(f64) -> String) -> Self {
         Self { name: name.into(), log: false, zero: false, format }
     }
 
@@ -90,12 +90,13 @@ impl Axis {
 impl Chart {
     /// Names and colours.
     pub(in crate::report) fn legend(&self) -> Vec<(String, String)> {
-        self.series.iter().enumerate().map(|(index, series)| (series.name.clone(), css(colour(index)))).collect()
+        let drawn = self.series.iter().enumerate().filter(|(_, series)| !series.points.is_empty());
+        drawn.map(|(index, series)| (series.name.clone(), css(colour(index)))).collect()
     }
 
     pub(in crate::report) fn svg(&self, filters: &Filters) -> Result<String, ReportError> {
         let (mut lines, mut dots) = (Vec::new(), Vec::new());
-        let svg = canvas((620, 380), |area| self.draw(area, &mut lines, &mut dots))?;
+        let svg = canvas((520, 360), |area| self.draw(area, &mut lines, &mut dots))?;
         Ok(with_marks(&with_marks(&svg, "polyline", &lines, filters), "circle", &dots, filters))
     }
 
@@ -112,7 +113,7 @@ impl Chart {
         let mut chart = ChartBuilder::on(area)
             .margin(10)
             .margin_right(24)
-            .x_label_area_size(48)
+            .x_label_area_size(52)
             .y_label_area_size(84)
             .build_cartesian_2d(xs, ys.clone())?;
         let style = ("sans-serif", TEXT).into_font().color(&INK);
@@ -123,7 +124,7 @@ impl Chart {
             .axis_style(INK)
             .label_style(style.clone())
             .axis_desc_style(style)
-            .x_labels(8)
+            .x_labels(6)
             .y_labels(7)
             .x_desc(&self.x.name)
             .y_desc(&self.y.name)

@@ -130,6 +130,34 @@ fn broken_and_foreign_results_are_skipped_by_name_and_refused_if_nothing_is_left
 }
 
 #[test]
+fn extreme_numbers_are_drawn_or_left_out_but_stop_nothing() {
+    let work = folder();
+    let mut records = Vec::new();
+    let values = [1e308, -1e308, 1e-308, 0.0, -3.0, 1e17, 1e17 + 16.0, 5.0, 5.0 + 1e-12];
+    for (cell, value) in values.into_iter().enumerate() {
+        let mut record = record(cell, 0, &format!("s{cell}"), "none", 2.0);
+        record["plan_bytes"] = [0, 1, u64::MAX, 1 << 62, 7, 8][cell % 6].into();
+        for (metric, stderr) in [("acc", 1e308), ("perplexity", 0.0), ("a_perplexity", 0.5)] {
+            record["result"]["metrics"][metric] = json!({ "value": value, "stderr": stderr });
+        }
+        records.push(record);
+    }
+    write(work.path(), "r.jsonl", lines(&records));
+    let found = strategy(work.path());
+    let mut deep: Value = serde_json::from_slice(&std::fs::read(found).expect("a file")).expect("JSON");
+    deep["model"]["layers"] = (1_u64 << 60).into();
+    write(work.path(), "deep.json", deep.to_string());
+    let run = report(work.path(), &["r.jsonl", "shared.json", "deep.json", "--html", "r.html"]).succeeds();
+    assert!(run.stderr.contains("deep.json: a model of 1152921504606846976 layers"), "{}", run.stderr);
+    // Alone, each is drawn on an axis of its own.
+    for (index, record) in records.iter().enumerate() {
+        let other = &records[(index + 1) % records.len()];
+        write(work.path(), "two.jsonl", lines(&[record.clone(), other.clone()]));
+        report(work.path(), &["two.jsonl", "--html", "r.html"]).succeeds();
+    }
+}
+
+#[test]
 fn names_from_files_are_names_wherever_they_stand() {
     let work = folder();
     let hostile = "</title></script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&";

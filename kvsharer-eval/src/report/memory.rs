@@ -68,7 +68,7 @@ fn section(
     let x = Axis::new("tokens", |tokens| format!("{tokens:.0}")).log_if(lengths, 16.0);
     let y = Axis::new(format!("KV cache, {unit_name}"), tick);
     let y = if x.log { y.log_if(values, 16.0) } else { y };
-    let chart = Chart { x, y: Axis { zero: true, ..y }, series, front: Vec::new() };
+    let chart = Chart::new(x, Axis { zero: true, ..y }, series, Vec::new());
     let (svg, legend) = (chart.svg(filters)?, chart.legend());
     let title = "KV bytes against length".to_owned();
     let about = "exact bytes of the plan; tokens are those of the prompt and after it".to_owned();

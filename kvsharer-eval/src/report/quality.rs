@@ -164,7 +164,8 @@ fn plot(metric: &str, cells: &[&Cell], filters: &Filters) -> Result<Option<Plot>
     );
     let series = series.into_iter().map(|(name, points)| Series { name, joined: false, points }).collect();
     let front = on_front.iter().map(|&index| (cells[index].kv_bytes / size, cells[index].value)).collect();
-    let chart = Chart { x: Axis { zero: true, ..Axis::new(format!("KV cache, {unit}"), tick) }, y, series, front };
+    let x = Axis { zero: true, ..Axis::new(format!("KV cache, {unit}"), tick) };
+    let chart = Chart::new(x, y, series, front);
     let (svg, legend) = (chart.svg(filters)?, chart.legend());
     Ok(Some(Plot { title: format!("{metric} against KV bytes"), about, svg, legend, table }))
 }

@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 /// Results are text; anything larger is something else.
 const MAX_BYTES: u64 = 512 << 20;
 
+/// Layers of the deepest model whose strategies are drawn.
+const MAX_LAYERS: usize = 1024;
+
 /// Complaints about one file that are kept; the others are counted.
 const MAX_PROBLEMS: usize = 20;
 
@@ -90,6 +93,13 @@ fn file(path: &Path, bytes: &[u8], hash: &str, results: &mut Results) {
             let is_strategy = value.get("key_map").is_some() && value.get("trials").is_some();
             if is_strategy {
                 match Strategy::load(path) {
+                    Ok(strategy) if strategy.model.layers > MAX_LAYERS => {
+                        results.problem(
+                            &name,
+                            None,
+                            &format!("a model of {} layers cannot be drawn", strategy.model.layers),
+                        );
+                    }
                     Ok(strategy) => results.strategies.push((path.into(), hash.into(), strategy)),
                     Err(error) => results.problem(&name, None, &error.to_string()),
                 }

@@ -133,7 +133,7 @@ fn plot((prompt, generated): (usize, usize), cells: &[&Cell], filters: &Filters)
     let whole = |batch: f64| if (batch - batch.round()).abs() < 1e-6 { format!("{batch:.0}") } else { String::new() };
     let x = Axis::new("batch", whole).log_if(cells.iter().map(|cell| batch(cell) as f64), 3.0);
     let y = Axis { zero: true, ..Axis::new("tokens/s", tick) };
-    let chart = Chart { x, y, series: series.into_values().collect(), front: Vec::new() };
+    let chart = Chart::new(x, y, series.into_values().collect(), Vec::new());
     Ok(Plot {
         title: format!("Tokens/s against batch, {prompt} + {generated} tokens"),
         about: "tokens generated a second by all sequences, decoding alone; bars from least to greatest".into(),

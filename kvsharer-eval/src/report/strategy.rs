@@ -118,7 +118,7 @@ fn objective(strategy: &Strategy, filters: &Filters) -> Result<Option<Plot>, Rep
     all.push(series("samples held back", true, &|step| step.held_back));
     all.retain(|series| !series.points.is_empty());
     let x = Axis { zero: true, ..Axis::new("KV bytes saved, %", |at| format!("{at:.0}")) };
-    let chart = Chart { x, y: Axis::new(name, tick), series: all, front: Vec::new() };
+    let chart = Chart::new(x, Axis::new(name, tick), all, Vec::new());
     Ok(Some(Plot {
         title: "Objective along the search".into(),
         about: format!("{name} after every accepted step"),
@@ -190,7 +190,7 @@ fn acceptance(strategy: &Strategy, filters: &Filters) -> Result<Option<Plot>, Re
     let series =
         [("kept", kept), ("not kept", other)].map(|(name, points)| Series { name: name.into(), joined: false, points });
     let x = Axis::new(if ranked { "rank" } else { "trial" }, |at| format!("{at:.0}"));
-    let chart = Chart { x, y: Axis::new(name, tick), series: series.into(), front: Vec::new() };
+    let chart = Chart::new(x, Axis::new(name, tick), series.into(), Vec::new());
     Ok(Some(Plot {
         title: "Acceptance against rank".into(),
         about,
@@ -203,12 +203,14 @@ fn acceptance(strategy: &Strategy, filters: &Filters) -> Result<Option<Plot>, Re
 /// Distances of keys and of values.
 fn distances(strategy: &Strategy, filters: &Filters) -> Result<Vec<Plot>, ReportError> {
     let plot = |what: &str, of: fn(&Pair) -> f64| -> Result<Plot, ReportError> {
-        let mut pairs: Vec<&Pair> = strategy.distances.iter().collect();
+        let layers = strategy.model.layers;
+        let inside = |pair: &&Pair| pair.donor.0.max(pair.borrower.0) < layers;
+        let mut pairs: Vec<&Pair> = strategy.distances.iter().filter(inside).collect();
         pairs.sort_by_key(|pair| (pair.donor, pair.borrower));
         // A search for keys and values apart ranks a pair twice.
         pairs.dedup_by_key(|pair| (pair.donor, pair.borrower));
         let values: Vec<_> = pairs.iter().map(|pair| (pair.donor.0, pair.borrower.0, of(pair))).collect();
-        let (svg, legend) = heat(strategy.model.layers, &values, filters)?;
+        let (svg, legend) = heat(layers, &values, filters)?;
         let mut table = Table::new(&["read#", "reader#", "distance#"]);
         for (donor, borrower, value) in values {
             let fields = vec![Field::count(donor), Field::count(borrower), Field::number(short(value), value)];

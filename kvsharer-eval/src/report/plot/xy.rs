@@ -81,13 +81,28 @@ impl Axis {
         if self.zero && !self.log {
             (low, high) = (low.min(0.0), high.max(0.0));
         }
-        let least = if self.log { 1.0 } else { low.abs().max(high.abs()) * 1e-3 };
-        let room = ((high - low) * 0.08).max(if high > low { 0.0 } else { least.max(1e-9) });
+        // Enough for floats to tell places apart, however near to each other the values are.
+        let least = if self.log { 0.1 } else { (low.abs().max(high.abs()) * 1e-4).max(1e-9) };
+        let room = ((high - low) * 0.08).max(least);
         if self.zero && !self.log && low == 0.0 { 0.0..high + room } else { low - room..high + room }
     }
 }
 
 impl Chart {
+    /// A chart without the points that no axis can hold.
+    pub(in crate::report) fn new(x: Axis, y: Axis, mut series: Vec<Series>, mut front: Vec<(f64, f64)>) -> Self {
+        const MOST: f64 = 1e30;
+        let fits = |x: f64, y: f64| x.abs() < MOST && y.abs() < MOST;
+        for series in &mut series {
+            series.points.retain(|point| fits(point.x, point.y));
+            for point in &mut series.points {
+                point.range = point.range.filter(|&(low, high)| fits(low, high));
+            }
+        }
+        front.retain(|&(x, y)| fits(x, y));
+        Self { x, y, series, front }
+    }
+
     /// Names and colours.
     pub(in crate::report) fn legend(&self) -> Vec<(String, String)> {
         let drawn = self.series.iter().enumerate().filter(|(_, series)| !series.points.is_empty());

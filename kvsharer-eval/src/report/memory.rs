@@ -29,7 +29,11 @@ pub(super) fn sections(results: &Results, cells: &[Cell], filters: &Filters) -> 
     }
     // One length alone is in the table of speeds.
     let lengths = |sizes: &Sizes| sizes.values().flat_map(|sizes| sizes.keys()).collect::<BTreeSet<_>>().len();
-    groups.retain(|_, sizes| lengths(sizes) > 1 || !results.memory.is_empty());
+    let planned = |group: &Group| {
+        let (model, _, dtype, _, batch) = group;
+        results.memory.iter().any(|own| own.model == *model && own.dtype == *dtype && own.batch == *batch)
+    };
+    groups.retain(|group, sizes| lengths(sizes) > 1 || planned(group));
     groups.into_iter().map(|(group, sizes)| section(&group, &sizes, filters)).collect()
 }
 

@@ -189,8 +189,10 @@ fn acceptance(strategy: &Strategy, filters: &Filters) -> Result<Option<Plot>, Re
     }
     let series =
         [("kept", kept), ("not kept", other)].map(|(name, points)| Series { name: name.into(), joined: false, points });
+    let judged = series.iter().flat_map(|series| &series.points).map(|point| point.y);
+    let y = Axis::new(name, tick).log_if(judged, 16.0);
     let x = Axis::new(if ranked { "rank" } else { "trial" }, |at| format!("{at:.0}"));
-    let chart = Chart::new(x, Axis::new(name, tick), series.into(), Vec::new());
+    let chart = Chart::new(x, y, series.into(), Vec::new());
     Ok(Some(Plot {
         title: "Acceptance against rank".into(),
         about,

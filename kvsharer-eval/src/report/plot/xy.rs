@@ -168,7 +168,8 @@ impl Chart {
                 lines.push(Mark { title: series.name.clone(), tags });
             }
         }
-        for (index, series) in self.series.iter().enumerate() {
+        // The first series is on top.
+        for (index, series) in self.series.iter().enumerate().rev() {
             for point in &series.points {
                 let (style, at) = (ShapeStyle::from(colour(index)), place(point.x, point.y));
                 let style = if point.hollow { style.stroke_width(2) } else { style.filled() };

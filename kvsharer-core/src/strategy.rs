@@ -2,7 +2,7 @@
 
 use crate::{
     AdapterFile, AdaptersError, CalibrationSet, Distance, Fit, Found, Gate, Kv, LayerId, LayerMap, ModelShape, Order,
-    PlanError, SearchOptions, SearchStrategy, Sharing, Step, Trial, Units, write_atomically,
+    Pair, PlanError, SearchOptions, SearchStrategy, Sharing, Step, Trial, Units, write_atomically,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -175,6 +175,10 @@ pub struct Strategy {
     /// The file with the fitted maps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter_file: Option<AdapterFile>,
+    /// Distances of the average keys and values of all pairs of layers that may share, in the order of trial, of
+    /// strategies that rank pairs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub distances: Vec<Pair>,
     /// Every trial, in order.
     pub trials: Vec<Trial>,
     /// Every accepted step, each a whole strategy at its share of bytes.
@@ -223,6 +227,7 @@ impl Strategy {
             dropped: found.draft.dropped().iter().copied().collect(),
             adapters: found.steps.last().map(|step| step.adapters.clone()).unwrap_or_default(),
             adapter_file: None,
+            distances: found.ranking.clone(),
             trials: found.trials.clone(),
             steps: found.steps.clone(),
             reached: found.reached,

@@ -73,6 +73,7 @@ mod memory;
 pub mod metrics;
 pub mod needles;
 mod perplexity;
+pub mod report;
 mod requests;
 mod results;
 mod retrieval;

@@ -1,10 +1,10 @@
 //! The results file of `eval`.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// A value and how far it may be off by chance.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Metric {
     /// The value.
     pub value: f64,
@@ -13,7 +13,7 @@ pub struct Metric {
 }
 
 /// What one task gave.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskResult {
     /// Name of the task.
     pub task: String,
@@ -47,7 +47,7 @@ pub struct TaskResult {
 }
 
 /// What the number of a benchmark depends on, and its parts.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BenchmarkResult {
     /// Examples before each item.
     pub shots: usize,
@@ -60,7 +60,7 @@ pub struct BenchmarkResult {
     /// Items that the harness leaves out.
     pub left_out: usize,
     /// Scores of the benchmark's parts, where it has several.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub subsets: BTreeMap<String, BTreeMap<String, Metric>>,
     /// Tokens that went through the model a second.
     pub tokens_per_second: f64,
@@ -100,7 +100,7 @@ pub struct Sample {
 }
 
 /// The content of a results file.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Results {
     /// One entry a task.
     pub results: Vec<TaskResult>,

@@ -3,11 +3,11 @@
 use crate::EvalError;
 use kvsharer_core::Stack;
 use kvsharer_models::{Decoder, ModelError};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
 /// Median, least and greatest of repeated measurements.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// Median.
     pub median: f64,

@@ -25,6 +25,7 @@ fn the_strategy_file_has_the_fields_that_others_rely_on() {
     let strategy = written(work.path());
     let fields = [
         "calibration",
+        "distances",
         "key_map",
         "library",
         "model",

@@ -40,7 +40,9 @@ struct Row {
     #[serde(flatten)]
     row: BenchRow,
     model: String,
+    model_hash: String,
     strategy: Option<String>,
+    strategy_hash: Option<String>,
     policies: Vec<String>,
     device: String,
     dtype: &'static str,
@@ -56,6 +58,7 @@ pub(super) fn run(args: &BenchArgs, global: &Global) -> Result<(), CliError> {
     let files = args.model.open(global)?;
     let checked = args.stack.check(&files)?;
     check_placement(&files, &checked.plan, global)?;
+    let (model_hash, strategy_hash) = (files.fingerprint()?.hash, args.stack.strategy_hash()?);
     let spec = BenchSpec {
         batch: args.batch.iter().map(|&batch| batch as usize).collect(),
         prompt: args.prompt as usize,
@@ -75,7 +78,9 @@ pub(super) fn run(args: &BenchArgs, global: &Global) -> Result<(), CliError> {
         rows.push(Row {
             row,
             model: files.name().into(),
+            model_hash: model_hash.clone(),
             strategy: args.stack.strategy.as_ref().map(|path| path.display().to_string()),
+            strategy_hash: strategy_hash.clone(),
             policies: checked.names.clone(),
             device: global.device_names(),
             dtype: global.dtype.name(),

@@ -7,7 +7,7 @@ use super::output::spinner;
 use burn::tensor::{DType, Device};
 use clap::{Args, ValueEnum};
 use kvsharer_compress::parse_policy;
-use kvsharer_core::{Budget, ModelShape, Plan, SearchModel, Sharing, Stack, Strategy};
+use kvsharer_core::{Budget, ModelShape, Plan, SearchModel, Sharing, Stack, Strategy, hex};
 use kvsharer_eval::experiment::Work;
 use kvsharer_eval::score::ScoreOptions;
 use kvsharer_eval::{Share, Target, build_stack, check_memory, free_host_memory, solve_budget, strategy_path};
@@ -16,6 +16,7 @@ use kvsharer_models::{
     CatalogueEntry, DEFAULT_MODEL, Decoder, ModelFiles, Placement, catalogue, fetch_model, fetched, open_local,
     open_model,
 };
+use sha2::{Digest, Sha256};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -235,6 +236,16 @@ impl StackArgs {
     /// Judges the SPECs as they were typed, before a model is fetched for them.
     pub(super) fn parse(&self) -> Result<(), CliError> {
         self.policies.iter().try_for_each(|spec| Ok(parse_policy(spec).map(drop)?))
+    }
+
+    /// SHA-256 of the strategy file as it is now, not as it may be when the run ends.
+    pub(super) fn strategy_hash(&self) -> Result<Option<String>, CliError> {
+        let hash = |path: &PathBuf| {
+            let path = strategy_path(path)?;
+            let bytes = std::fs::read(&path).map_err(|error| CliError::file(&path, error))?;
+            Ok(hex(&Sha256::digest(bytes)))
+        };
+        self.strategy.as_ref().map(hash).transpose()
     }
 
     /// Reads the strategy, parses the policies and plans them for the model.

@@ -7,9 +7,7 @@ use super::context::{ModelArg, StackArgs, check_fits, check_output, check_placem
 use super::error::CliError;
 use super::output::{bar, complain, emit, emit_json, human_bytes, table, write_json, write_json_lines};
 use clap::Args;
-use kvsharer_core::hex;
 use kvsharer_eval::{BenchmarkOptions, Job, Results, Step, TaskResult, TaskSpec};
-use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 use std::time::Instant;
 use task::{DevArg, ProtocolArg, TaskArg};
@@ -133,11 +131,7 @@ pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<(), CliError> {
     let files = args.model.open(global)?;
     let checked = args.stack.check(&files)?;
     check_placement(&files, &checked.plan, global)?;
-    // Of the file as it is now, not as it may be when the run ends.
-    let strategy_hash = match &args.stack.strategy {
-        Some(path) => Some(hash(&std::fs::read(path).map_err(|error| CliError::file(path, error))?)),
-        None => None,
-    };
+    let strategy_hash = args.stack.strategy_hash()?;
     for job in &jobs {
         job.skipped().iter().for_each(|bad| complain(&format!("warning: skipped {bad}")));
     }
@@ -250,8 +244,4 @@ fn note(task: &TaskResult) -> String {
         true => String::new(),
         false => format!("{}: {}\n", task.task, notes.join("; ")),
     }
-}
-
-fn hash(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
 }

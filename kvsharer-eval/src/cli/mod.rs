@@ -15,6 +15,7 @@ mod list;
 mod merge;
 mod output;
 mod plan;
+mod report;
 mod run;
 mod sampling;
 mod search;
@@ -96,6 +97,8 @@ enum Command {
     Run(run::RunArgs),
     /// Join the results of shards
     Merge(merge::MergeArgs),
+    /// Show results as tables and plots: in the terminal, as a page for a browser, as Markdown, as CSV
+    Report(report::ReportArgs),
     /// Continue a prompt, or all prompts of a file
     Generate(generate::GenerateArgs),
     /// Talk to a model, with its own chat template
@@ -149,6 +152,7 @@ fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Bench(args) => bench::run(&args, &global),
         Command::Run(args) => run::run(&args, &global),
         Command::Merge(args) => merge::run(&args, &global),
+        Command::Report(args) => report::run(&args, &global),
         Command::Generate(args) => generate::run(&args, &global),
         Command::Chat(args) => chat::run(&args, &global),
         Command::Plan(args) => plan::run(&args, &global),

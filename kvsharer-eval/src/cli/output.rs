@@ -61,15 +61,20 @@ pub(super) fn write_json_lines(path: &Path, values: &[impl Serialize]) -> Result
 
 /// A table with a header; columns after the first are numbers unless `text` says so.
 pub(super) fn table(header: &[&str], rows: &[Vec<String>], text: bool) -> String {
+    let numbers: Vec<bool> = (0..header.len()).map(|column| column > 0 && !text).collect();
+    table_of(header, rows, &numbers)
+}
+
+/// A table with a header; `numbers` are the columns that hold some.
+pub(super) fn table_of(header: &[&str], rows: &[Vec<String>], numbers: &[bool]) -> String {
     let mut table = Table::new();
     let style = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
     table.load_style(style).set_content_arrangement(ContentArrangement::Dynamic).set_header(header);
     for row in rows {
         table.add_row(row);
     }
-    if !text {
-        table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
-    }
+    let columns = table.column_iter_mut().zip(numbers).filter(|(_, is_number)| **is_number);
+    columns.for_each(|(column, _)| column.set_cell_alignment(CellAlignment::Right));
     format!("{table}\n")
 }
 

@@ -74,7 +74,9 @@ pub(super) fn run(args: &PlanArgs, global: &Global) -> Result<(), CliError> {
     let (full, planned) = (cost(&full), cost(&checked.plan));
     if global.json {
         return emit_json(&json!({
-            "model": files.name(), "policies": checked.names, "batch": batch, "tokens": tokens,
+            "model": files.name(), "model_hash": files.fingerprint()?.hash,
+            "strategy": args.stack.strategy, "strategy_hash": args.stack.strategy_hash()?,
+            "library": concat!("kvsharer ", env!("CARGO_PKG_VERSION")), "policies": checked.names, "batch": batch, "tokens": tokens,
             "prompt": lengths.prompt, "chunk": chunk, "dtype": global.dtype.name(),
             "kv_budget": args.kv_budget.map(|budget| budget.as_u64()), "plan_bytes": planned.bytes,
             "bookkeeping_bytes": planned.bookkeeping, "prefill_peak_bytes": planned.peak, "full_bytes": full.bytes,

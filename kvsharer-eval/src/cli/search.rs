@@ -6,8 +6,9 @@ mod flags;
 use super::Global;
 use super::context::{ModelArg, check_fits, check_output, load};
 use super::error::CliError;
-use super::output::{bar, complain, emit, emit_json};
+use super::output::{complain, emit, emit_json};
 use clap::Args;
+use draw::MapBar;
 pub(super) use draw::draw_sharing;
 pub(super) use flags::SearchFlags;
 use kvsharer_core::{CalibrationSet, Found, Plan, Progress, Stack, Strategy, Trial, Units, hex, search};
@@ -217,9 +218,11 @@ impl SearchFlags {
         let options = spec.options(global.device.work(), set.samples().len());
         let strategy = spec.strategy(layers, global.seed)?;
         let start = Instant::now();
-        let bar = bar(1000, "searching");
+        let map = MapBar::new(layers);
+        let bar = &map.bar;
         let watch = |progress: Progress<'_>| {
             let Trial { borrower, donor, units, accepted, similarity, objective, .. } = *progress.trial;
+            map.show(progress.draft);
             bar.set_position((progress.done * 1000.0) as u64);
             let sign = if accepted { "=" } else { "≠" };
             let value = similarity.or(objective).unwrap_or(f64::NAN);

@@ -28,7 +28,7 @@ impl Default for BenchSpec {
 }
 
 /// One line of `bench`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BenchRow {
     /// Sequences.
     pub batch: usize,

@@ -1,0 +1,42 @@
+// Runs in a page of `report` that a test opens (../report_browser.rs); the last console line is what it found out.
+const problems = [];
+addEventListener("error", (event) => problems.push(String(event.message)));
+addEventListener("securitypolicyviolation", (event) => problems.push(event.violatedDirective));
+addEventListener("load", () => {
+  document.body.getBoundingClientRect();
+  const found = { opened: performance.now(), problems };
+  const table = document.querySelector(".section table");
+  const texts = (at) => Array.from(table.tBodies[0].rows, (row) => row.cells[at].textContent);
+  const head = (name) => Array.from(table.tHead.rows[0].cells).find((cell) => cell.textContent.trim() === name);
+  const at = head("value").cellIndex;
+  const click = () => head("value").querySelector("button").click();
+  found.before = texts(at);
+  click();
+  found.ascending = [head("value").ariaSort, texts(at)];
+  click();
+  found.descending = [head("value").ariaSort, texts(at)];
+  const choose = (name, value) => {
+    const label = Array.from(document.querySelectorAll("#filters label")).find((label) => label.textContent.trim().startsWith(name));
+    const select = label.querySelector("select");
+    select.value = value === "" ? "" : Array.from(select.options).find((option) => option.textContent === value).value;
+    select.dispatchEvent(new Event("change", { bubbles: true }));
+  };
+  const shown = (selector) => Array.from(document.querySelectorAll(selector)).filter((own) => getComputedStyle(own).display !== "none");
+  const rows = () => shown(".section > .wide tr[data-t]").length;
+  found.rows = rows();
+  found.marks = shown("circle[data-t]").length;
+  choose("strategy", "no sharing");
+  found.full = [rows(), shown("circle[data-t]").length, document.getElementById("shown").textContent];
+  choose("policies", "none");
+  found.both = rows();
+  choose("strategy", "");
+  choose("policies", "");
+  found.again = rows();
+  const colour = () => getComputedStyle(document.body).backgroundColor;
+  found.light = colour();
+  document.getElementById("theme").click();
+  found.dark = colour();
+  found.titles = Array.from(document.querySelectorAll("circle title"), (title) => title.textContent);
+  found.width = document.documentElement.scrollWidth;
+  setTimeout(() => console.log("found: " + JSON.stringify(found)), 0);
+});

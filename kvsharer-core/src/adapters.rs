@@ -175,7 +175,8 @@ fn parts(name: &str, adapter: &Adapter) -> Result<Vec<Part>, String> {
 
 fn adapter(tensors: &SafeTensors<'_>, name: &str, strategy: &Strategy, device: &Device) -> Result<Adapter, String> {
     let model = &strategy.model;
-    let (dim, width) = (model.head_dim, model.heads * model.head_dim);
+    // Of a hostile file they may be anything; no tensor has a shape that saturates.
+    let (dim, width) = (model.head_dim, model.heads.saturating_mul(model.head_dim));
     let heads = match tensors.tensor(&format!("{name}.heads")) {
         Err(_) => None,
         Ok(view) => {

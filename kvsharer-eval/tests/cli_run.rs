@@ -183,7 +183,9 @@ fn a_cell_that_fails_does_not_keep_the_others_from_running() {
 fn wrong_experiments_are_refused_before_anything_runs() {
     let folder = folder();
     let text = std::fs::read_to_string(experiment(folder.path())).unwrap();
+    let many = format!("{:?}", vec![0; 200_000]);
     for (from, to, expected) in [
+        ("[0, 1]", &*many, "it has 1200000 cells, at most 1048576 are possible"),
         ("seeds", "sedes", "unknown field `sedes`"),
         ("builtin:demo", "nowhere.txt", "nowhere.txt"),
         ("\"perplexity\"", "\"magic\"", "no task `magic`"),

@@ -132,15 +132,18 @@ impl DecoderConfig {
 
     /// Number of weights.
     pub fn parameters(&self) -> usize {
-        let (query, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let one = |flag: bool, size: usize| if flag { size } else { 0 };
-        let biases = one(self.qkv_bias, query + 2 * kv)
-            + one(self.output_bias, self.hidden)
-            + one(self.mlp_bias, 2 * self.intermediate + self.hidden);
-        let norms = 2 * self.hidden + one(self.post_norms, 2 * self.hidden) + one(self.qk_norm, 2 * self.head_dim);
-        let attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads);
-        let mlp = 3 * self.hidden * self.intermediate;
-        let embeddings = self.vocab * self.hidden * if self.tied_head { 1 } else { 2 };
-        embeddings + self.layers * (attention + mlp + biases + norms) + self.hidden
+        // In 128 bits: sizes that are possible one by one may not be so together.
+        let [hidden, inner, head_dim, heads, kv_heads] =
+            [self.hidden, self.intermediate, self.head_dim, self.heads, self.kv_heads].map(|size| size as u128);
+        let (query, kv) = (heads * head_dim, kv_heads * head_dim);
+        let one = |flag: bool, size: u128| if flag { size } else { 0 };
+        let biases =
+            one(self.qkv_bias, query + 2 * kv) + one(self.output_bias, hidden) + one(self.mlp_bias, 2 * inner + hidden);
+        let norms = 2 * hidden + one(self.post_norms, 2 * hidden) + one(self.qk_norm, 2 * head_dim);
+        let attention = 2 * hidden * head_dim * (heads + kv_heads);
+        let mlp = 3 * hidden * inner;
+        let embeddings = self.vocab as u128 * hidden * if self.tied_head { 1 } else { 2 };
+        let all = embeddings + self.layers as u128 * (attention + mlp + biases + norms) + hidden;
+        usize::try_from(all).unwrap_or(usize::MAX)
     }
 }

@@ -4,6 +4,7 @@ use super::{file, fixture, read, told};
 use crate::driver::{Seed, Target};
 use burn::tensor::{DType, Device};
 use kvsharer_core::{Cache, Lengths, Plan, SearchModel, Stack};
+use kvsharer_eval::check_memory;
 use kvsharer_models::{ModelFiles, open_local};
 use std::path::Path;
 
@@ -70,6 +71,7 @@ fn run(opened: Result<ModelFiles, kvsharer_models::ModelError>) -> Result<(), St
     let files = opened.map_err(told)?;
     let plan = Plan::new(&files.shape(), &Stack::new()).map_err(told)?;
     plan.bytes(1, Lengths::new(3, 4), 4);
+    let _ = check_memory(&files, 4, 0, Some(0));
     files.fingerprint().map_err(told)?;
     let _ = (files.chat_template(None).map(drop), files.tokenizer().map(drop));
     let model = files.load(&Device::flex(), DType::F32).map_err(told)?;

@@ -103,6 +103,12 @@ impl Decoder {
         &self.layers
     }
 
+    /// Embedding `[vocab, hidden]`, final norm and head.
+    #[cfg(feature = "testing")]
+    pub(crate) fn ends(&self) -> (&Tensor<2>, &RmsNorm, &Linear) {
+        (&self.embedding, &self.final_norm, &self.head)
+    }
+
     /// The same model with other layers, each in the place of one of its own.
     pub(crate) fn with_layers(&self, layers: Vec<(LayerId, DecoderLayer)>) -> Self {
         let shape = layers.iter().map(|(place, _)| self.shape.layers()[place.0]).collect();

@@ -26,6 +26,8 @@ mod placement;
 mod random;
 mod rope;
 mod sample;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use attention::Attention;
 pub use catalogue::{

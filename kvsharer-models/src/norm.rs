@@ -16,6 +16,11 @@ impl RmsNorm {
         Self { weight, eps }
     }
 
+    /// The weight `[hidden]`.
+    pub fn weight(&self) -> &Tensor<1> {
+        &self.weight
+    }
+
     /// `x / sqrt(mean(x^2) + eps) * weight`, the division in f32 as Hugging Face has it. A weight in f32 is applied
     /// before the result is rounded to the dtype of `x`, another one after it.
     ///

@@ -1,0 +1,95 @@
+//! The search: distances, similarities and verdicts are those of a model run whole, on the host, in f64.
+
+use super::{Case, Measured, Mirror, Subject, Tolerance, ToyModel, Unmeasured, largest, toy_tokens};
+use crate::{
+    Averages, CalibrationSet, Distance, Found, LayerMap, Paper, Progress, SearchModel, SearchOptions, Sharing, search,
+};
+use burn::tensor::DType;
+
+const LAYERS: usize = 6;
+const TOKENS: usize = 12;
+const SAMPLES: usize = 3;
+
+pub(super) fn cases() -> Vec<Case> {
+    let tolerance = Tolerance::always(1e-5);
+    vec![
+        Case::new("search: distances of caches", tolerance, |subject| {
+            let (model, found, _) = run(subject, -1.0)?;
+            distances(&model, &found)
+        }),
+        Case::new("search: similarities and verdicts of trials", tolerance, |subject| {
+            // Between the similarities of this model's trials, so that some are kept and some are not.
+            let (model, found, maps) = run(subject, 0.9)?;
+            similarities(&model, &found, &maps)
+        }),
+    ]
+}
+
+fn samples() -> Vec<Vec<u32>> {
+    (0..SAMPLES as u64).flat_map(|seed| toy_tokens(1, TOKENS, seed)).collect()
+}
+
+/// A search, and the map of each of its trials.
+fn run(subject: &Subject, threshold: f64) -> Result<(ToyModel, Found, Vec<LayerMap>), Unmeasured> {
+    if subject.dtype != DType::F32 {
+        return Err(Unmeasured::Skipped("the toy model searches in f32 whatever the dtype of caches".into()));
+    }
+    let model = ToyModel::new(LAYERS, 4, 2, 8, 5, &subject.device);
+    let set = CalibrationSet::new(samples(), TOKENS)?;
+    let mut maps = Vec::new();
+    let mut watch = |progress: Progress<'_>| maps.push(progress.map().clone());
+    let paper = Paper { threshold, ..Paper::default() };
+    let found = search(&model, &set, &paper, &SearchOptions::new(4), &mut watch)?;
+    Ok((model, found, maps))
+}
+
+/// Relative to the reference's.
+fn distances(model: &ToyModel, found: &Found) -> Result<Measured, Unmeasured> {
+    let plain = Sharing::default();
+    let (mut keys, mut values) = (vec![Vec::new(); LAYERS], vec![Vec::new(); LAYERS]);
+    for sample in samples() {
+        let mut mirror = Mirror::new(model, &plain, &[0]);
+        mirror.all(&[sample], 0..TOKENS);
+        for (sums, of_keys) in [(&mut keys, true), (&mut values, false)] {
+            for (layer, sum) in sums.iter_mut().enumerate() {
+                let held = mirror.held(layer, of_keys).iter().flatten().flatten().map(|x| x / SAMPLES as f64);
+                match sum.is_empty() {
+                    true => *sum = held.collect(),
+                    false => sum.iter_mut().zip(held).for_each(|(sum, x): (&mut f64, f64)| *sum += x),
+                }
+            }
+        }
+    }
+    let averages = Averages { shapes: model.shape().layers().to_vec(), keys, values };
+    let expected = Distance::Code.pairs(&averages);
+    let all = found.ranking.iter().map(|pair| {
+        let expected = expected.iter().find(|other| (other.donor, other.borrower) == (pair.donor, pair.borrower));
+        let off =
+            |of: fn(&crate::Pair) -> f64| expected.map_or(f64::NAN, |expected| (of(pair) / of(expected) - 1.0).abs());
+        let worst = largest([off(|pair| pair.key), off(|pair| pair.value)]);
+        Measured { worst, note: format!("worst of layers {} and {}", pair.donor, pair.borrower) }
+    });
+    Ok(Measured::worst_of(all))
+}
+
+fn similarities(model: &ToyModel, found: &Found, maps: &[LayerMap]) -> Result<Measured, Unmeasured> {
+    let states = |map: &LayerMap| -> Vec<Vec<f64>> {
+        let sharing = Sharing::new(map.clone(), map.clone());
+        samples().into_iter().map(|sample| Mirror::new(model, &sharing, &[0]).all(&[sample], 0..TOKENS)).collect()
+    };
+    let plain = states(&LayerMap::default());
+    let cosine = |a: &[f64], b: &[f64]| {
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+    };
+    let kept = found.trials.iter().filter(|trial| trial.accepted).count();
+    let all = found.trials.iter().zip(maps).map(|(trial, map)| {
+        let pairs = plain.iter().zip(states(map)).map(|(plain, shared)| cosine(plain, &shared));
+        let expected = pairs.sum::<f64>() / SAMPLES as f64;
+        let worst = trial.similarity.map_or(f64::NAN, |found| (found - expected).abs());
+        // A verdict may differ only where the similarity is as near to the threshold as it is to the reference.
+        let worst = if trial.accepted == (expected > 0.9) { worst } else { f64::NAN };
+        Measured { worst, note: format!("{kept} of {} trials kept", found.trials.len()) }
+    });
+    Ok(Measured::worst_of(all))
+}

@@ -3,6 +3,7 @@
 //! No backend is named here: the caller brings the model, which brings its device.
 #![forbid(unsafe_code)]
 
+pub mod conformance;
 mod error;
 mod evaluation;
 pub mod experiment;

@@ -6,8 +6,7 @@ use kvsharer_models::testing::suite;
 
 #[test]
 fn the_cpu_conforms_in_every_dtype() {
-    for dtype in [DType::F32, DType::F16, DType::BF16] {
-        let failed = failures(&suite(), &Subject::new(Device::flex(), dtype));
-        assert!(failed.is_empty(), "{dtype:?}:\n{}", failed.join("\n"));
-    }
+    let run = |dtype| (dtype, failures(&suite(), &Subject::new(Device::flex(), dtype)));
+    let failed: Vec<_> = [DType::F32, DType::F16, DType::BF16].map(run).into();
+    assert!(failed.iter().all(|(_, failed)| failed.is_empty()), "{failed:#?}");
 }

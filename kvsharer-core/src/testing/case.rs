@@ -181,6 +181,7 @@ impl Case {
     pub fn run(&self, subject: &Subject) -> Outcome {
         let start = Instant::now();
         let measured = catch_unwind(AssertUnwindSafe(|| match subject.device.supports_dtype(subject.dtype) {
+            _ if !subject.dtype.is_float() => Err(Unmeasured::Skipped(format!("{:?} is no float", subject.dtype))),
             true => (self.run)(subject),
             false => Err(Unmeasured::Skipped(format!("the device does not compute in {:?}", subject.dtype))),
         }));

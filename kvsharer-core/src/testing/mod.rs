@@ -33,6 +33,7 @@ pub use host::{host, kept_tokens, largest, worst};
 pub use mirror::Mirror;
 pub use policies::{follow, policy_cases};
 pub use quantising::{bound_used, rounding};
+pub use searching::compare_trials;
 pub use toy::{ToyModel, max_difference, toy_tokens};
 
 /// Store, plan, attention with and without evidence, windows, sharing, quantised storage and search.

@@ -2,7 +2,8 @@
 
 use super::{Case, Measured, Mirror, Subject, Tolerance, ToyModel, Unmeasured, largest, toy_tokens};
 use crate::{
-    Averages, CalibrationSet, Distance, Found, LayerMap, Paper, Progress, SearchModel, SearchOptions, Sharing, search,
+    Averages, CalibrationSet, Distance, Found, LayerMap, Paper, Progress, SearchModel, SearchOptions, Sharing, Trial,
+    search,
 };
 use burn::tensor::DType;
 
@@ -14,13 +15,13 @@ pub(super) fn cases() -> Vec<Case> {
     let tolerance = Tolerance::always(1e-5);
     vec![
         Case::new("search: distances of caches", tolerance, |subject| {
-            let (model, found, _) = run(subject, -1.0)?;
+            let (model, found) = run(subject, -1.0)?;
             distances(&model, &found)
         }),
         Case::new("search: similarities and verdicts of trials", tolerance, |subject| {
             // Between the similarities of this model's trials, so that some are kept and some are not.
-            let (model, found, maps) = run(subject, 0.9)?;
-            similarities(&model, &found, &maps)
+            let (model, found) = run(subject, 0.9)?;
+            similarities(&model, &found)
         }),
     ]
 }
@@ -29,18 +30,15 @@ fn samples() -> Vec<Vec<u32>> {
     (0..SAMPLES as u64).flat_map(|seed| toy_tokens(1, TOKENS, seed)).collect()
 }
 
-/// A search, and the map of each of its trials.
-fn run(subject: &Subject, threshold: f64) -> Result<(ToyModel, Found, Vec<LayerMap>), Unmeasured> {
+fn run(subject: &Subject, threshold: f64) -> Result<(ToyModel, Found), Unmeasured> {
     if subject.dtype != DType::F32 {
         return Err(Unmeasured::Skipped("the toy model searches in f32 whatever the dtype of caches".into()));
     }
     let model = ToyModel::new(LAYERS, 4, 2, 8, 5, &subject.device);
     let set = CalibrationSet::new(samples(), TOKENS)?;
-    let mut maps = Vec::new();
-    let mut watch = |progress: Progress<'_>| maps.push(progress.map().clone());
     let paper = Paper { threshold, ..Paper::default() };
-    let found = search(&model, &set, &paper, &SearchOptions::new(4), &mut watch)?;
-    Ok((model, found, maps))
+    let found = search(&model, &set, &paper, &SearchOptions::new(4), &mut |_: Progress<'_>| {})?;
+    Ok((model, found))
 }
 
 /// Relative to the reference's.
@@ -72,7 +70,7 @@ fn distances(model: &ToyModel, found: &Found) -> Result<Measured, Unmeasured> {
     Ok(Measured::worst_of(all))
 }
 
-fn similarities(model: &ToyModel, found: &Found, maps: &[LayerMap]) -> Result<Measured, Unmeasured> {
+fn similarities(model: &ToyModel, found: &Found) -> Result<Measured, Unmeasured> {
     let states = |map: &LayerMap| -> Vec<Vec<f64>> {
         let sharing = Sharing::new(map.clone(), map.clone());
         samples().into_iter().map(|sample| Mirror::new(model, &sharing, &[0]).all(&[sample], 0..TOKENS)).collect()
@@ -83,13 +81,44 @@ fn similarities(model: &ToyModel, found: &Found, maps: &[LayerMap]) -> Result<Me
         dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
     };
     let kept = found.trials.iter().filter(|trial| trial.accepted).count();
-    let all = found.trials.iter().zip(maps).map(|(trial, map)| {
-        let pairs = plain.iter().zip(states(map)).map(|(plain, shared)| cosine(plain, &shared));
+    let mut accepted = LayerMap::default();
+    let all = found.trials.iter().map(|trial| {
+        let mut map = accepted.clone();
+        map.share(trial.borrower, trial.donor);
+        let pairs = plain.iter().zip(states(&map)).map(|(plain, shared)| cosine(plain, &shared));
         let expected = pairs.sum::<f64>() / SAMPLES as f64;
         let worst = trial.similarity.map_or(f64::NAN, |found| (found - expected).abs());
+        if trial.accepted {
+            accepted = map;
+        }
         // A verdict may differ only where the similarity is as near to the threshold as it is to the reference.
         let worst = if trial.accepted == (expected > 0.9) { worst } else { f64::NAN };
         Measured { worst, note: format!("{kept} of {} trials kept", found.trials.len()) }
     });
     Ok(Measured::worst_of(all))
+}
+
+/// The largest difference of similarities up to the trial where two searches part; infinite if they do in f32.
+pub fn compare_trials(found: &[Trial], expected: &[Trial], dtype: DType) -> Measured {
+    let verdict = |trial: &Trial| (trial.borrower, trial.donor, trial.accepted);
+    let alike = found.iter().zip(expected).take_while(|(ours, theirs)| verdict(ours) == verdict(theirs)).count();
+    let error = |(ours, theirs): (&Trial, &Trial)| match (ours.similarity, theirs.similarity) {
+        (Some(ours), Some(theirs)) => (ours - theirs).abs(),
+        _ => f64::NAN,
+    };
+    let worst = largest(found.iter().zip(expected).take(alike).map(error));
+    match (found.get(alike), expected.get(alike)) {
+        (None, None) => Measured { worst, note: format!("{alike} trials alike") },
+        (ours, theirs) => {
+            let told = |trial: Option<&Trial>| {
+                trial.map_or("none".into(), |trial| {
+                    let verdict = if trial.accepted { "kept" } else { "not kept" };
+                    format!("{} = {} {verdict}", trial.borrower, trial.donor)
+                })
+            };
+            let note = format!("part at trial {} ({} here, {} there)", alike + 1, told(ours), told(theirs));
+            // Half precision tips near ties.
+            Measured { worst: if dtype == DType::F32 { f64::INFINITY } else { worst }, note }
+        }
+    }
 }

@@ -2,8 +2,11 @@
 
 mod bench;
 mod chat;
+mod conformance;
 mod context;
 mod demo;
+mod device;
+mod devices;
 mod error;
 mod eval;
 mod fetch;
@@ -12,13 +15,15 @@ mod hub;
 mod list;
 mod merge;
 mod output;
+mod panics;
 mod plan;
 mod run;
 mod sampling;
 mod search;
 
 use clap::{Args, Parser, Subcommand};
-use context::{DeviceArg, DtypeArg};
+use context::DtypeArg;
+use device::DeviceArg;
 use error::CliError;
 use std::process::ExitCode;
 
@@ -81,6 +86,10 @@ enum Command {
     Policies,
     /// List the tasks that can be given to --task
     Tasks,
+    /// List the devices that can be given to --device, and what the missing ones need
+    Devices,
+    /// Run the conformance suite on a device: everything against f64 on the host, decisions against another device
+    Conformance(conformance::ConformanceArgs),
     /// Find a sharing strategy by the paper's search
     Search(search::SearchArgs),
     /// Measure quality under a strategy and policies
@@ -135,6 +144,8 @@ fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Models => list::models(&global),
         Command::Policies => list::policies(&global),
         Command::Tasks => list::tasks(&global),
+        Command::Devices => devices::run(&global),
+        Command::Conformance(args) => conformance::run(&args, &global),
         Command::Search(args) => search::run(&args, &global),
         Command::Eval(args) => eval::run(&args, &global),
         Command::Bench(args) => bench::run(&args, &global),

@@ -3,6 +3,8 @@
 use crate::{Decoder, DecoderConfig, ModelError, ModelFiles, RopeConfig, RopeScaling, random_config};
 use kvsharer_core::testing::Subject;
 
+type Change = fn(&mut DecoderConfig);
+
 /// A tiny model of a family.
 #[derive(Clone, Copy)]
 pub(super) struct Tiny {
@@ -10,12 +12,12 @@ pub(super) struct Tiny {
     /// The known shape whose switches it has.
     shape: &'static str,
     /// What else is set.
-    change: fn(&mut DecoderConfig),
+    change: Change,
 }
 
 /// A model of every family, and of scalings of the rotary encoding. In all of them layer 3 has the window of layer 1.
 pub(super) fn tiny_models() -> Vec<Tiny> {
-    let models: [(&'static str, &'static str, fn(&mut DecoderConfig)); 8] = [
+    let models: [(&'static str, &'static str, Change); 8] = [
         ("llama", "smollm2-135m", |_| {}),
         ("llama, rope scaled as in Llama 3", "llama3-8b", |config| {
             config.rope.scaling = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 16 };

@@ -97,8 +97,9 @@ impl HostDecoder {
         let (scale, width) = (self.config.embedding_scale, self.config.hidden);
         let row = |&id: &u32| &self.embedding.weight[id as usize * width..][..width];
         let mut hidden: Vec<Vec<f64>> = tokens.iter().map(|id| row(id).iter().map(|x| x * scale).collect()).collect();
-        // Keys and values by layer, token.
-        let (mut keys, mut values): (Vec<Vec<Vec<f64>>>, Vec<Vec<Vec<f64>>>) = (Vec::new(), Vec::new());
+        // By layer, then token.
+        let mut keys: Vec<Vec<Vec<f64>>> = Vec::new();
+        let mut values: Vec<Vec<Vec<f64>>> = Vec::new();
         for (index, layer) in self.layers.iter().enumerate() {
             let id = LayerId(index);
             let inputs: Vec<Vec<f64>> = hidden.iter().map(|x| self.normed(x, &layer.attention_norm)).collect();

@@ -6,9 +6,9 @@ mod host;
 use self::families::tiny_models;
 use self::host::HostDecoder;
 use crate::Decoder;
-use burn::tensor::{DType, Tensor};
-use kvsharer_core::testing::{self, Case, Measured, Subject, Tolerance, Unmeasured, largest, worst};
-use kvsharer_core::{CalibrationSet, Found, Paper, Progress, SearchOptions, Sharing, Stack, Trial, search};
+use burn::tensor::Tensor;
+use kvsharer_core::testing::{self, Case, Measured, Subject, Tolerance, Unmeasured, compare_trials, largest, worst};
+use kvsharer_core::{CalibrationSet, Found, Paper, Progress, SearchOptions, Sharing, Stack, search};
 
 /// Relative to the largest logit. Rounding adds up over 4 layers with weights of no training.
 const LOGITS: Tolerance = Tolerance::new(1e-4, 2e-2, 1.5e-1);
@@ -60,19 +60,5 @@ fn searches(subject: &Subject) -> Result<Measured, Unmeasured> {
         Ok(search(&model, &set, &paper, &SearchOptions::new(3), &mut |_: Progress<'_>| {})?)
     };
     let (ours, theirs) = (run(subject)?, run(&subject.other())?);
-    let verdict = |trial: &Trial| (trial.borrower, trial.donor, trial.accepted);
-    let pairs = || ours.trials.iter().zip(&theirs.trials);
-    let alike = pairs().take_while(|(ours, theirs)| verdict(ours) == verdict(theirs)).count();
-    let (ran, error) =
-        (ours.trials.len(), |trials: (&Trial, &Trial)| match (trials.0.similarity, trials.1.similarity) {
-            (Some(ours), Some(theirs)) => (ours - theirs).abs(),
-            _ => f64::NAN,
-        });
-    let worst = largest(pairs().take(alike).map(error));
-    if alike == ran {
-        return Ok(Measured { worst, note: format!("{ran} trials alike; error of their similarities") });
-    }
-    // Half precision tips near ties; f32 has none to tip.
-    let worst = if subject.dtype == DType::F32 { f64::INFINITY } else { worst };
-    Ok(Measured { worst, note: format!("parts at trial {} of {ran}; error of similarities before it", alike + 1) })
+    Ok(compare_trials(&ours.trials, &theirs.trials, subject.dtype))
 }

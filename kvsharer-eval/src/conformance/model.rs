@@ -36,7 +36,11 @@ pub struct ModelText {
     samples: Vec<Vec<u32>>,
     ours: OnceLock<Decoder>,
     theirs: OnceLock<Decoder>,
+    decoded: OnceLock<[Logits; 2]>,
 }
+
+/// By step, then token of the vocabulary.
+type Logits = Vec<Vec<f64>>;
 
 impl ModelText {
     /// The text that travels with the program, or any token ids for a model without a tokenizer.
@@ -49,7 +53,14 @@ impl ModelText {
         let text = encode(texts::DEMO).filter(|text| text.len() >= PROMPT).unwrap_or_else(|| ids(PROMPT, 0));
         let lines = texts::samples(texts::CALIBRATION).take(SAMPLES[0]).enumerate();
         let samples = lines.map(|(line, text)| encode(text).unwrap_or_else(|| ids(SAMPLES[1], line as u32))).collect();
-        Self { text: text[..PROMPT].to_vec(), samples, files, ours: OnceLock::new(), theirs: OnceLock::new() }
+        Self {
+            text: text[..PROMPT].to_vec(),
+            samples,
+            files,
+            ours: OnceLock::new(),
+            theirs: OnceLock::new(),
+            decoded: OnceLock::new(),
+        }
     }
 
     /// The model on the device that is tested, and on the other one; each is loaded once.
@@ -86,11 +97,7 @@ pub fn model_cases(model: ModelText) -> Vec<Case> {
 }
 
 /// Logits `[step][vocab]` of the last token of the prompt and of the decoded ones, which `next` chooses by their logits.
-fn decode(
-    model: &Decoder,
-    prompt: &[u32],
-    mut next: impl FnMut(usize, &[f64]) -> u32,
-) -> Result<Vec<Vec<f64>>, Unmeasured> {
+fn decode(model: &Decoder, prompt: &[u32], mut next: impl FnMut(usize, &[f64]) -> u32) -> Result<Logits, Unmeasured> {
     let mut cache = model.cache(Stack::new(), model.cache_options(1, prompt.len() + STEPS))?;
     let (mut input, mut all) = (prompt.to_vec(), Vec::new());
     for step in 0..=STEPS {
@@ -109,19 +116,23 @@ fn best(logits: &[f64]) -> u32 {
 }
 
 /// Both models' logits on the text that the other one decodes.
-fn decoded(model: &ModelText, subject: &Subject) -> Result<[Vec<Vec<f64>>; 2], Unmeasured> {
+fn decoded<'a>(model: &'a ModelText, subject: &Subject) -> Result<&'a [Logits; 2], Unmeasured> {
+    if let Some(both) = model.decoded.get() {
+        return Ok(both);
+    }
     let (ours, theirs) = model.both(subject)?;
     let mut text = Vec::new();
     let expected = decode(theirs, &model.text, |_, logits| {
         text.push(best(logits));
         best(logits)
     })?;
-    Ok([decode(ours, &model.text, |step, _| text[step])?, expected])
+    let found = decode(ours, &model.text, |step, _| text[step])?;
+    Ok(model.decoded.get_or_init(|| [found, expected]))
 }
 
 fn drift(model: &ModelText, subject: &Subject) -> Result<Measured, Unmeasured> {
     let [found, expected] = decoded(model, subject)?;
-    let steps = found.iter().zip(&expected).enumerate().map(|(step, (found, expected))| {
+    let steps = found.iter().zip(expected).enumerate().map(|(step, (found, expected))| {
         let (error, scale) = (worst(found, expected), largest(expected.iter().map(|x| x.abs())));
         Measured {
             worst: error / scale,
@@ -176,7 +187,7 @@ fn kept(model: &ModelText, subject: &Subject) -> Result<Measured, Unmeasured> {
 fn trials(model: &ModelText, subject: &Subject) -> Result<Measured, Unmeasured> {
     let (ours, theirs) = model.both(subject)?;
     let set = CalibrationSet::new(model.samples.clone(), SAMPLES[1])?;
-    let share = (model.files.config().layers / 8).max(1);
+    let share = (model.files.config().layers / 4).max(1);
     let run = |model: &Decoder| -> Result<Found, Unmeasured> {
         let options = SearchOptions { batch: SAMPLES[0], ..SearchOptions::new(share) };
         Ok(search(model, &set, &Paper::default(), &options, &mut |_: Progress<'_>| {})?)

@@ -2,8 +2,8 @@
 
 use super::{Case, Measured, Mirror, Subject, Tolerance, ToyModel, Unmeasured, largest, toy_tokens};
 use crate::{
-    Averages, CalibrationSet, Distance, Found, LayerMap, Paper, Progress, SearchModel, SearchOptions, Sharing, Trial,
-    search,
+    Averages, CalibrationSet, Distance, Found, Greedy, LayerMap, Objective, Paper, Progress, SearchModel,
+    SearchOptions, Sharing, Step, Trial, Units, search,
 };
 use burn::tensor::DType;
 
@@ -23,7 +23,14 @@ pub(super) fn cases() -> Vec<Case> {
             let (model, found) = run(subject, 0.9)?;
             similarities(&model, &found)
         }),
+        Case::new("search: greedy steps, several candidates a pass", tolerance, greedy),
     ]
+}
+
+const IN_F32: &str = "the toy model searches in f32 whatever the dtype of caches";
+
+fn model(subject: &Subject) -> ToyModel {
+    ToyModel::new(LAYERS, 4, 2, 8, 5, &subject.device)
 }
 
 fn samples() -> Vec<Vec<u32>> {
@@ -32,13 +39,33 @@ fn samples() -> Vec<Vec<u32>> {
 
 fn run(subject: &Subject, threshold: f64) -> Result<(ToyModel, Found), Unmeasured> {
     if subject.dtype != DType::F32 {
-        return Err(Unmeasured::Skipped("the toy model searches in f32 whatever the dtype of caches".into()));
+        return Err(Unmeasured::Skipped(IN_F32.into()));
     }
-    let model = ToyModel::new(LAYERS, 4, 2, 8, 5, &subject.device);
+    let model = model(subject);
     let set = CalibrationSet::new(samples(), TOKENS)?;
     let paper = Paper { threshold, ..Paper::default() };
     let found = search(&model, &set, &paper, &SearchOptions::new(4), &mut |_: Progress<'_>| {})?;
     Ok((model, found))
+}
+
+/// Candidates judged together on the device against each by itself on the other one.
+fn greedy(subject: &Subject) -> Result<Measured, Unmeasured> {
+    let run = |subject: &Subject, pass_tokens: usize| -> Result<Found, Unmeasured> {
+        let set = CalibrationSet::new(samples(), TOKENS)?;
+        let (objective, units) = (Objective::LogitKl, Units::Apart);
+        let options = SearchOptions { objective, units, pass_tokens, ..SearchOptions::new(2) };
+        Ok(search(&model(subject), &set, &Greedy { width: None }, &options, &mut |_: Progress<'_>| {})?)
+    };
+    if subject.dtype != DType::F32 {
+        return Err(Unmeasured::Skipped(IN_F32.into()));
+    }
+    let (found, expected) = (run(subject, 8192)?.steps, run(&subject.other(), 0)?.steps);
+    let maps = |steps: &[Step]| steps.iter().map(|s| (s.key_map.clone(), s.value_map.clone())).collect::<Vec<_>>();
+    if maps(&found) != maps(&expected) {
+        return Err(Unmeasured::Failed(format!("other steps: {:?} instead of {:?}", maps(&found), maps(&expected))));
+    }
+    let errors = found.iter().zip(&expected).map(|(found, expected)| (found.objective - expected.objective).abs());
+    Ok(Measured { worst: largest(errors), note: format!("of the KL divergence of {} steps", found.len()) })
 }
 
 /// Relative to the reference's.

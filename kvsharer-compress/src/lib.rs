@@ -60,6 +60,8 @@ mod select;
 mod snapkv;
 mod spec;
 mod streaming_llm;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod tova;
 
 pub use amounts::{Amount, Amounts};

@@ -162,6 +162,11 @@ impl<'p> Cache<'p> {
         &self.plan
     }
 
+    /// What it was made for.
+    pub fn options(&self) -> &CacheOptions {
+        &self.options
+    }
+
     /// Bytes held, counted from the buffers.
     pub fn bytes(&self) -> usize {
         self.store.bytes()

@@ -35,6 +35,11 @@ impl Rope {
         2 * self.inverse_frequencies.len()
     }
 
+    /// What each pair of channels turns by for a position.
+    pub fn inverse_frequencies(&self) -> &[f64] {
+        &self.inverse_frequencies
+    }
+
     /// The table for `positions`. Angles are computed on the host in f64, so late positions are as exact as early ones.
     pub fn table(&self, positions: Range<usize>, device: &Device) -> RopeTable {
         let shape = [positions.len(), self.head_dim()];

@@ -2,7 +2,7 @@
 //! exactly the bytes the plan says.
 
 use burn::tensor::{DType, Device, Tensor};
-use kvsharer_core::testing::{ToyModel, max_difference, toy_tokens};
+use kvsharer_core::testing::{Mirror, ToyModel, host, max_difference, toy_tokens, worst};
 use kvsharer_core::{
     Attend, Cache, CacheError, CacheOptions, Kv, KvShape, LayerId, LayerKvPolicy, LayerMap, ModelShape, Plan,
     SearchModel, Sharing, Stack,
@@ -50,56 +50,11 @@ proptest! {
         let model = model();
         let sharing = Sharing::new(keys, values);
         let tokens = toy_tokens(batch, 13, 7);
-        let once = model.forward(&tokens, 0..13, &mut Uncached::new(&sharing)).unwrap();
+        let once = Mirror::new(&model, &sharing, &vec![0; batch]).all(&tokens, 0..13);
         let mut cache = cache(&model, &sharing, batch, 20);
-        let cached = model.run(&tokens, &chunks, &mut cache).unwrap();
-        prop_assert!(max_difference(cached, once) < 1e-4);
+        let cached = host(model.run(&tokens, &chunks, &mut cache).unwrap()).unwrap();
+        prop_assert!(worst(&cached, &once) < 1e-4);
         prop_assert_eq!(cache.bytes(), cache.plan().bytes(batch, 20, 4));
-    }
-}
-
-/// Attention without any cache: every pass starts at position 0, keys and values are kept as plain tensors and
-/// attention is written out with a full mask.
-struct Uncached<'a> {
-    sharing: &'a Sharing,
-    keys: Vec<Option<Tensor<4>>>,
-    values: Vec<Option<Tensor<4>>>,
-}
-
-impl<'a> Uncached<'a> {
-    fn new(sharing: &'a Sharing) -> Self {
-        Self { sharing, keys: Vec::new(), values: Vec::new() }
-    }
-}
-
-impl Attend for Uncached<'_> {
-    fn positions(&self) -> std::ops::Range<usize> {
-        0..13
-    }
-
-    fn attend(
-        &mut self,
-        layer: LayerId,
-        query: Tensor<4>,
-        key: impl FnOnce() -> Tensor<4>,
-        value: impl FnOnce() -> Tensor<4>,
-    ) -> Result<Tensor<4>, CacheError> {
-        let (from_key, from_value) = (self.sharing.keys().donor(layer), self.sharing.values().donor(layer));
-        self.keys.push(from_key.is_none().then(key));
-        self.values.push(from_value.is_none().then(value));
-        let pick = |all: &[Option<Tensor<4>>], donor: Option<LayerId>| all[donor.unwrap_or(layer).0].clone().unwrap();
-        let (keys, values) = (pick(&self.keys, from_key), pick(&self.values, from_value));
-        let [batch, heads, tokens, dim] = query.dims();
-        let repeat = |x: Tensor<4>| {
-            let kv_heads = x.dims()[1];
-            let x = x.unsqueeze_dim::<5>(2).repeat_dim(2, heads / kv_heads);
-            x.reshape([batch, heads, tokens, dim])
-        };
-        let scores = query.matmul(repeat(keys).swap_dims(2, 3)) / (dim as f64).sqrt();
-        let future = Tensor::<2>::ones([tokens, tokens], &scores.device()).triu(1).bool();
-        let scores =
-            scores.mask_fill(future.unsqueeze::<4>().expand([batch, heads, tokens, tokens]), f32::NEG_INFINITY);
-        Ok(burn::tensor::activation::softmax(scores, 3).matmul(repeat(values)))
     }
 }
 

@@ -2,11 +2,11 @@
 //! a buffer is written anew from what it decodes to.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use kvsharer_core::testing::{bound_used, rounding};
 use kvsharer_core::{Kv, Quantisation, QuantisedBuffer, axis};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use std::collections::HashMap;
 
 const BATCH: usize = 2;
 const HEADS: usize = 3;
@@ -15,11 +15,6 @@ const DTYPES: [DType; 2] = [DType::F32, DType::F16];
 
 fn codec(bits: usize, group: usize, residual: usize) -> Quantisation {
     Quantisation::new(bits, group, residual).unwrap()
-}
-
-/// Half the gap between two numbers of a dtype, relative to them.
-fn rounding(dtype: DType) -> f64 {
-    if dtype == DType::F16 { 2_f64.powi(-11) } else { 2_f64.powi(-24) }
 }
 
 /// `[BATCH, HEADS, cells, dim]` of the values that `value` gives for each place in turn.
@@ -57,42 +52,6 @@ fn filled(kind: Kv, codec: Quantisation, values: &Tensor<4>) -> QuantisedBuffer 
     buffer
 }
 
-/// The largest error of `decoded` beyond half a stored step of its group, and the largest in full cells. Rounding of the
-/// step and of the result to the dtype is allowed for.
-fn excess(kind: Kv, codec: Quantisation, original: &Tensor<4>, decoded: &Tensor<4>) -> (f64, f64) {
-    let [_, _, cells, dim] = original.dims();
-    let (unit, quantised) = (rounding(original.dtype()), codec.quantised_cells(cells));
-    let (original, decoded) = (host(original.clone()), host(decoded.clone()));
-    let place = |i: usize| (i / dim / cells, i / dim % cells, i % dim);
-    let group = |i: usize| match (kind, place(i)) {
-        (Kv::Key, (head, cell, channel)) => (head, cell / codec.group(), channel),
-        (Kv::Value, (head, cell, channel)) => (head, cell, channel / codec.group()),
-    };
-    let mut ranges = HashMap::new();
-    for (i, &x) in original.iter().enumerate() {
-        let range = ranges.entry(group(i)).or_insert((f64::INFINITY, f64::NEG_INFINITY));
-        *range = (f64::min(range.0, x.into()), f64::max(range.1, x.into()));
-    }
-    let (mut worst, mut in_full) = (f64::NEG_INFINITY, 0.0_f64);
-    for (i, (&x, &y)) in original.iter().zip(&decoded).enumerate() {
-        let error = f64::from(x - y).abs();
-        if place(i).1 >= quantised {
-            in_full = in_full.max(error);
-            continue;
-        }
-        let (low, high) = ranges[&group(i)];
-        // The step that is stored has 16 bits of its own, or fewer in f16, and may be that much wider.
-        let step_rounding = unit.max(2_f64.powi(-16));
-        let half_step = (high - low) / ((1 << codec.bits()) - 1) as f64 / 2.0 * (1.0 + step_rounding);
-        // Rounded are the distance from the lowest value, its quotient by the step (which may pick the other of two codes
-        // half a step away), and the decoded value.
-        let slack = 1.1 * unit * (2.0 * (high - low) + 2.0 * low.abs().max(high.abs()));
-        worst = worst.max(error - half_step - slack);
-        assert!(error.is_finite());
-    }
-    (worst, in_full)
-}
-
 #[test]
 fn decoded_tokens_are_half_a_step_off_at_most_and_full_ones_not_at_all() {
     let shapes = [(64, 32), (64, 64), (32, 64), (96, 32), (80, 16), (8, 5)];
@@ -106,9 +65,8 @@ fn decoded_tokens_are_half_a_step_off_at_most_and_full_ones_not_at_all() {
                 let values = tokens(cells, dim, dtype, 1);
                 let buffer = filled(kind, codec, &values);
                 let case = format!("{kind} {codec:?} {dtype:?} {cells} x {dim}");
-                let (worst, in_full) = excess(kind, codec, &values, &buffer.view());
-                assert!(worst <= 0.0, "{case}: {worst}");
-                assert_eq!(in_full, 0.0, "{case}");
+                let used = bound_used(kind, codec, &values, &buffer.view()).unwrap();
+                assert!(used <= 1.0, "{case}: {used}");
                 assert_eq!(buffer.view().dtype(), dtype);
                 assert_eq!(buffer.quantised(), codec.quantised_cells(cells));
             }
@@ -170,8 +128,8 @@ fn constant_and_extreme_groups_give_no_nan() {
             assert_eq!(host(filled(kind, codec, &values).view()), host(values), "{kind} {bits} {dtype:?}");
         }
         let values = tensor(16, 8, dtype, |i| [1e4, -1e4, 0.0, 1e-7, -5.0][(i * 7 + i / 8) % 5]);
-        let (worst, _) = excess(kind, codec, &values, &filled(kind, codec, &values).view());
-        assert!(worst <= 0.0, "{kind} {bits} {dtype:?}: {worst}");
+        let used = bound_used(kind, codec, &values, &filled(kind, codec, &values).view()).unwrap();
+        assert!(used <= 1.0, "{kind} {bits} {dtype:?}: {used}");
     }
 }
 
@@ -332,9 +290,8 @@ proptest! {
                 prop_assert_eq!(host(other.view()), host(whole.view()));
             }
         }
-        let (worst, in_full) = excess(kind, codec, &values, &chunked.view());
-        prop_assert!(worst <= 0.0);
-        prop_assert_eq!(in_full, 0.0);
+        let used = bound_used(kind, codec, &values, &chunked.view()).unwrap();
+        prop_assert!(used <= 1.0, "{used}");
     }
 
     #[test]

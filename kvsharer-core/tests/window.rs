@@ -1,11 +1,10 @@
 //! Sliding windows of a model: what queries see, what the cache keeps, and that it does not matter how a text comes.
 
-use burn::tensor::{Device, Distribution, Int, Tensor};
+use burn::tensor::{Device, Tensor};
 use kvsharer_core::testing::{ToyModel, max_difference, toy_tokens};
 use kvsharer_core::{
-    Budget, Cache, CalibrationSet, Eviction, Evidence, EvidenceKind, Fresh, Group, GroupState, Hidden, KeptTokens,
-    LayerId, LayerKvPolicy, Lengths, MaskCache, Paper, Pass, Plan, PlanError, Positions, Progress, SearchModel,
-    SearchOptions, Sharing, Stack, Window, attend, search,
+    Budget, Cache, CalibrationSet, Eviction, Group, GroupState, KeptTokens, LayerId, LayerKvPolicy, Lengths, Paper,
+    Plan, PlanError, Positions, Progress, SearchModel, SearchOptions, Sharing, Stack, search,
 };
 
 const WINDOW: usize = 7;
@@ -146,39 +145,6 @@ fn what_a_window_cannot_be_combined_with_is_refused() {
     assert!(matches!(error, PlanError::EmptyWindow { layer: LayerId(1) }), "{error}");
     let error = plan(&[Some(WINDOW), Some(4)], &Stack::new().with(Sharing::both([(1, 0)]).unwrap()));
     assert!(matches!(error, PlanError::ShapeMismatch { .. }), "{error}");
-}
-
-/// More tokens than one block of queries, so that blocks skip what is behind the window.
-#[test]
-fn long_passes_see_what_a_mask_of_positions_shows() {
-    let device = Device::flex();
-    let random = |heads: usize, tokens: usize| {
-        Tensor::<4>::random([2, heads, tokens, 8], Distribution::Normal(0.0, 1.0), &device)
-    };
-    for (old, new) in [(0, 700), (40, 600), (300, 300)] {
-        let (query, keys, values) = (random(4, new), random(2, old + new), random(2, old + new));
-        let fresh = Fresh::appended(old, new);
-        for size in [1, 7, 255, 256, 257, 500] {
-            let behind = (1..=old).rev().collect();
-            let window = Window::new(size, behind);
-            let positions = Tensor::<1, Int>::arange(0..(old + new) as i64, &device);
-            let positions = positions.reshape([1, 1, old + new]).expand([2, 2, old + new]);
-            let hidden = Hidden { positions, start: old, window: Some(size), everywhere: false };
-            let evidence = EvidenceKind::KeyMass;
-            let run = |pass: &Pass<'_>| {
-                let (query, keys, values) = (query.clone(), keys.clone(), values.clone());
-                attend(query, keys, values, pass, &mut MaskCache::default())
-            };
-            for evidence in [evidence, EvidenceKind::None] {
-                let (found, mass) = run(&Pass { window: Some(&window), evidence, ..Pass::new(&fresh) });
-                let (expected, all) = run(&Pass { hidden: Some(&hidden), evidence, ..Pass::new(&fresh) });
-                assert!(max_difference(found, expected) < 1e-4, "{old} + {new}, window {size}");
-                if let (Some(Evidence::KeyMass(mass)), Some(Evidence::KeyMass(all))) = (mass, all) {
-                    assert!(max_difference(mass, all) < 1e-3, "{old} + {new}, window {size}");
-                }
-            }
-        }
-    }
 }
 
 #[test]

@@ -62,6 +62,7 @@
 //! under a stack of one's own; strategies go to other programs by [`export`].
 #![forbid(unsafe_code)]
 
+pub mod conformance;
 mod error;
 mod evaluation;
 pub mod experiment;

@@ -68,7 +68,13 @@ impl ModelFiles {
 
     /// A model of random weights for speed and memory work; it has no tokenizer.
     pub fn random(name: &str, config: DecoderConfig, seed: u64) -> Self {
-        Self { name: name.into(), config, weights: Weights::Random(RandomWeights { seed }) }
+        Self { name: name.into(), config, weights: Weights::Random(RandomWeights { seed, on_host: false }) }
+    }
+
+    /// The same, with the same weights on every device: for small models.
+    #[cfg(feature = "testing")]
+    pub(crate) fn random_on_host(name: &str, config: DecoderConfig, seed: u64) -> Self {
+        Self { name: name.into(), config, weights: Weights::Random(RandomWeights { seed, on_host: true }) }
     }
 
     /// The name it goes by in reports.

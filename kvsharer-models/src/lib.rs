@@ -20,6 +20,7 @@ mod fold;
 mod generate;
 pub mod hub;
 pub mod import;
+mod kernels;
 mod linear;
 mod mlp;
 mod norm;
@@ -27,6 +28,8 @@ mod placement;
 mod random;
 mod rope;
 mod sample;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use attention::Attention;
 pub use catalogue::{

@@ -1,5 +1,6 @@
 //! A linear layer.
 
+use crate::kernels::few_rows;
 use burn::tensor::Tensor;
 
 /// `y = x W^T + b`, with the weight as PyTorch stores it.
@@ -39,7 +40,8 @@ impl Linear {
         let output = self.weight.dims()[0];
         // One matrix product over all rows, not one a sequence.
         let rows = x.reshape([batch * tokens, input]);
-        let y = rows.matmul(self.weight.clone().transpose()).reshape([batch, tokens, output]);
+        let y = few_rows(&rows, &self.weight).unwrap_or_else(|| rows.matmul(self.weight.clone().transpose()));
+        let y = y.reshape([batch, tokens, output]);
         match &self.bias {
             Some(bias) => y + bias.clone().reshape([1, 1, output]),
             None => y,

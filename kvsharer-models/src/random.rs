@@ -1,12 +1,18 @@
 //! Random weights in the shapes of known models, for speed and memory work without a download.
 
-use crate::family::Part;
+use crate::family::{Format, Part};
 use crate::{Activation, DecoderConfig, ModelError, RopeConfig};
-use burn::tensor::{DType, Device, Distribution, Tensor};
+use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use sha2::{Digest, Sha256};
 
-/// Draws weights with a seed; the values depend on the backend's generator.
+/// Draws weights with a seed.
 pub(crate) struct RandomWeights {
     pub(crate) seed: u64,
+    /// Whether values are drawn on the host, those of norms too, so that they are the same on every device: slow for
+    /// large models. Otherwise they depend on the backend's generator.
+    pub(crate) on_host: bool,
 }
 
 impl RandomWeights {
@@ -24,10 +30,19 @@ impl RandomWeights {
         dtype: DType,
     ) -> Tensor<D> {
         let shape: [usize; D] = part.shape(config).try_into().unwrap_or([1; D]);
+        let spread = if D == 1 { 0.02 } else { (shape[D - 1] as f64).sqrt().recip() };
+        if self.on_host {
+            let (centre, spread) = if part.is_norm() { (1.0, 0.2) } else { (0.0, spread) };
+            let name = format!("{} {}", self.seed, part.name(Format::HuggingFace));
+            let mut rng = ChaCha8Rng::from_seed(Sha256::digest(name).into());
+            // Uniform, of the standard deviation `spread`.
+            let mut draw = || (centre + spread * 12_f64.sqrt() * (rng.random::<f64>() - 0.5)) as f32;
+            let values: Vec<f32> = (0..shape.iter().product()).map(|_| draw()).collect();
+            return Tensor::from_data(TensorData::new(values, shape), (device, dtype));
+        }
         if part.is_norm() {
             return Tensor::ones(shape, (device, dtype));
         }
-        let spread = if D == 1 { 0.02 } else { (shape[D - 1] as f64).sqrt().recip() };
         Tensor::random(shape, Distribution::Normal(0.0, spread), (device, dtype))
     }
 }

@@ -38,7 +38,7 @@ fn branches_go_on_as_their_rows_would_and_leave_the_prefix_alone() {
                 assert!(error <= 1e-5, "{case}: {error} in branch {branch}");
             }
             for layer in 0..LAYERS {
-                let (all, own) = (kept(&branches, layer, ROWS.len()), kept(&cache, layer, BATCH));
+                let (all, own) = (kept(&branches, layer), kept(&cache, layer));
                 let heads = own.len() / BATCH;
                 for (branch, row) in ROWS.into_iter().enumerate() {
                     assert_eq!(all[branch * heads..][..heads], own[row * heads..][..heads], "{case}: layer {layer}");

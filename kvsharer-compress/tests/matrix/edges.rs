@@ -1,8 +1,8 @@
 //! Small budgets, short prompts and long caches: cases that once went wrong.
 
 use crate::support::{BATCH, TOKENS, kept, model, tokens};
-use crate::table::QUANTISED;
 use burn::tensor::Device;
+use kvsharer_compress::testing::QUANTISED;
 use kvsharer_compress::{Amount, Amounts, Method, PyramidKv, SnapKv, parse_policy};
 use kvsharer_core::testing::toy_tokens;
 use kvsharer_core::{Cache, CacheOptions, SearchModel, Stack};
@@ -55,7 +55,7 @@ fn a_window_makes_room_for_a_chunk_as_long_as_itself_in_a_padded_batch() {
             let passes = [12, 8, 9, 1, 1, 1];
             model.run_padded(&toy_tokens(3, 40, 8), &[0, 4, 11], &passes, &mut cache).unwrap();
             let newest: Vec<i64> = (24..32).collect();
-            assert!(kept(&cache, 0, 3).iter().all(|head| *head == newest), "{spec}, {storage}");
+            assert!(kept(&cache, 0).iter().all(|head| *head == newest), "{spec}, {storage}");
         }
     }
 }

@@ -1,9 +1,9 @@
 //! However long the text gets, the cache holds the bytes that the plan said and no more tokens than its budget.
 
 use crate::support::kept;
-use crate::table::{QUANTISED, ROWS};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use kvsharer_compress::parse_policy;
+use kvsharer_compress::testing::{QUANTISED, ROWS};
 use kvsharer_core::{Attend, Cache, CacheOptions, Kv, KvShape, LayerMap, Lengths, ModelShape, Rope, Sharing, Stack};
 
 const PROMPT: usize = 30;
@@ -70,7 +70,7 @@ fn run(spec: &str, above: Option<usize>, storage: Option<&str>) {
         assert_eq!(cache.bytes(), planned, "{what}, step {step}");
         // Some periods of any rhythm of evictions.
         if step % 100 < 20 {
-            let longest = kept(&cache, 0, 1)[0].len();
+            let longest = kept(&cache, 0)[0].len();
             assert!(longest <= budget + above.unwrap_or(step), "{what}: {longest} tokens after step {step}");
         }
     }

@@ -1,9 +1,9 @@
 //! What makes no difference: the identity, budgets that hold everything, chunks of a prompt, starting over.
 
-use crate::support::{BATCH, Case, LAYERS, PROMPT, STEPS, Shared, cases, go_on, in_f32, kept, model, pairs, run};
-use crate::table::{ROWS, Row};
+use crate::support::{Case, LAYERS, PROMPT, STEPS, Shared, cases, go_on, in_f32, kept, model, pairs, run};
 use burn::tensor::{DType, Tensor};
 use kvsharer_compress::parse_policy;
+use kvsharer_compress::testing::{ROWS, Row};
 use kvsharer_core::testing::max_difference;
 use kvsharer_core::{Budget, EvidenceKind, Group, LayerKvPolicy};
 use std::collections::HashMap;
@@ -117,7 +117,7 @@ fn chunks_of_a_prompt_of_known_length_make_no_difference() {
         let prompt_and_steps = |prompt: &[usize]| {
             let mut cache = case.cache(&model, case.stack(), Some(PROMPT));
             let of_prompt = go_on(&case, &model, prompt, &mut cache);
-            let kept: Vec<_> = (0..LAYERS).map(|layer| kept(&cache, layer, BATCH)).collect();
+            let kept: Vec<_> = (0..LAYERS).map(|layer| kept(&cache, layer)).collect();
             (of_prompt, kept, go_on(&case, &model, &[1; STEPS], &mut cache))
         };
         let (whole, whole_kept, whole_steps) = prompt_and_steps(WHOLE);

@@ -1,5 +1,5 @@
 //! Every policy, alone and under sharing of keys and values, of values alone and of keys alone, in full, 8-bit and
-//! 4-bit storage, with a cache in f32 and in f16: what must hold whatever is combined. `table.rs` lists the policies.
+//! 4-bit storage, with a cache in f32 and in f16: what must hold whatever is combined. the table in `src/testing` lists the policies.
 
 mod branch;
 mod bytes;
@@ -9,4 +9,3 @@ mod equal;
 mod padding;
 mod simulation;
 mod support;
-mod table;

@@ -5,9 +5,9 @@
 //! reduced when the longest one is due; quantised storage, whose blocks begin with the padding.
 
 use crate::support::{LAYERS, Shared, kept, model};
-use crate::table::ROWS;
 use burn::tensor::Device;
 use kvsharer_compress::parse_policy;
+use kvsharer_compress::testing::ROWS;
 use kvsharer_core::testing::{ToyModel, max_difference};
 use kvsharer_core::{Cache, SearchModel, Stack};
 
@@ -49,8 +49,8 @@ fn rows_of_a_padded_batch_equal_runs_of_their_own() {
                     let error = max_difference(found, expected);
                     assert!(error <= 1e-4, "{spec}, shared: {shared:?}: {error} in row {row} at step {step}");
                     for layer in 0..LAYERS {
-                        let own = kept(single, layer, 1);
-                        let mut found = kept(&batch, layer, PROMPTS.len()).split_off(row * own.len());
+                        let own = kept(single, layer);
+                        let mut found = kept(&batch, layer).split_off(row * own.len());
                         found.truncate(own.len());
                         found.iter_mut().flatten().for_each(|position| *position -= pad as i64);
                         assert_eq!(found, own, "{spec}, shared: {shared:?}: row {row}, step {step}, layer {layer}");

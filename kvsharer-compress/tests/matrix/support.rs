@@ -1,12 +1,10 @@
 //! What a combination is, and how it is run.
 
-use crate::table::{QUANTISED, ROWS, Row};
 use burn::tensor::{DType, Device, Tensor};
 use kvsharer_compress::parse_policy;
-use kvsharer_core::testing::{ToyModel, toy_tokens};
-use kvsharer_core::{
-    Cache, CacheOptions, EvidenceKind, KeptTokens, Kv, LayerId, LayerMap, Plan, SearchModel, Sharing, Stack,
-};
+use kvsharer_compress::testing::{QUANTISED, ROWS, Row};
+use kvsharer_core::testing::{ToyModel, kept_tokens, toy_tokens};
+use kvsharer_core::{Cache, CacheOptions, EvidenceKind, Kv, LayerId, LayerMap, Plan, SearchModel, Sharing, Stack};
 use std::collections::HashSet;
 use std::fmt;
 
@@ -165,21 +163,6 @@ pub(crate) fn run(case: &Case, model: &ToyModel, prompt: &[usize], cache: &mut C
 }
 
 /// Positions of the tokens a layer can read, oldest first, for each row and head.
-pub(crate) fn kept(cache: &Cache<'_>, layer: usize, batch: usize) -> Vec<Vec<i64>> {
-    match cache.kept(LayerId(layer)) {
-        KeptTokens::Uniform(kept) => {
-            let heads = cache.plan().slot(cache.plan().layers()[layer].key).shape.kv_heads;
-            vec![kept.iter().map(|&position| position as i64).collect(); batch * heads]
-        }
-        KeptTokens::PerHead(positions) => {
-            let cells = positions.dims()[2];
-            let positions = positions.clone().try_into_vec_as::<i64>().unwrap();
-            let head = |head: &[i64]| {
-                let mut head: Vec<i64> = head.iter().copied().filter(|&position| position >= 0).collect();
-                head.sort_unstable();
-                head
-            };
-            positions.chunks(cells).map(head).collect()
-        }
-    }
+pub(crate) fn kept(cache: &Cache<'_>, layer: usize) -> Vec<Vec<i64>> {
+    kept_tokens(cache, LayerId(layer)).unwrap()
 }

@@ -1,6 +1,7 @@
 //! What commands share: device, dtype, model, strategy and policies.
 
 use super::Global;
+use super::device::DeviceArg;
 use super::error::CliError;
 use super::hub;
 use super::output::spinner;
@@ -8,98 +9,13 @@ use burn::tensor::{DType, Device};
 use clap::{Args, ValueEnum};
 use kvsharer_compress::parse_policy;
 use kvsharer_core::{Budget, ModelShape, Plan, SearchModel, Sharing, Stack, Strategy, hex};
-use kvsharer_eval::experiment::Work;
-use kvsharer_eval::score::ScoreOptions;
-use kvsharer_eval::{Share, Target, build_stack, check_memory, free_host_memory, solve_budget, strategy_path};
+use kvsharer_eval::{Share, Target, build_stack, check_memory, solve_budget, strategy_path};
 use kvsharer_models::hub::HubReference;
 use kvsharer_models::{
     CatalogueEntry, DEFAULT_MODEL, Decoder, ModelFiles, Placement, catalogue, fetch_model, fetched, open_local,
-    open_model,
 };
 use sha2::{Digest, Sha256};
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
-
-/// A device as typed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum DeviceArg {
-    /// The CPU, through burn's flex backend.
-    Cpu,
-    /// An NVIDIA GPU.
-    #[cfg(feature = "cuda")]
-    Cuda(usize),
-}
-
-impl FromStr for DeviceArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (kind, index) = text.split_once(':').map_or((text, None), |(kind, index)| (kind, Some(index)));
-        let number = index.map_or(Some(0), |index| index.parse::<usize>().ok());
-        match kind {
-            "cpu" if index.is_none() => Ok(Self::Cpu),
-            #[cfg(feature = "cuda")]
-            "cuda" if number.is_some() => Ok(Self::Cuda(number.unwrap_or(0))),
-            "cuda" | "wgpu" if number.is_some() => Err(format!("this build has no {kind} backend; it runs on the cpu")),
-            _ => Err("expected cpu, cuda[:INDEX] or wgpu[:INDEX]".into()),
-        }
-    }
-}
-
-impl fmt::Display for DeviceArg {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            DeviceArg::Cpu => f.write_str("cpu"),
-            #[cfg(feature = "cuda")]
-            DeviceArg::Cuda(index) => write!(f, "cuda:{index}"),
-        }
-    }
-}
-
-impl DeviceArg {
-    /// The burn device.
-    pub(super) fn device(&self) -> Device {
-        match self {
-            DeviceArg::Cpu => Device::flex(),
-            #[cfg(feature = "cuda")]
-            DeviceArg::Cuda(index) => Device::cuda(*index),
-        }
-    }
-
-    /// Tells the bytes that it has left, where that is known: the CUDA backend tells of its own pool only.
-    fn free_memory(&self) -> fn() -> Option<u64> {
-        match self {
-            DeviceArg::Cpu => free_host_memory,
-            #[cfg(feature = "cuda")]
-            DeviceArg::Cuda(_) => || None,
-        }
-    }
-
-    /// How much is scored at once: on a CPU as much as a thread likes, on a GPU as much as keeps it busy.
-    pub(super) fn scoring(&self) -> ScoreOptions {
-        match self {
-            DeviceArg::Cpu => ScoreOptions::default(),
-            #[cfg(feature = "cuda")]
-            DeviceArg::Cuda(_) => ScoreOptions {
-                tokens: 16_384,
-                rows: 512,
-                reduce: kvsharer_eval::Reduce::Device,
-                one_at_a_time: true,
-                ..ScoreOptions::default()
-            },
-        }
-    }
-
-    /// How calibration samples are run.
-    pub(super) fn work(&self) -> Work {
-        match self {
-            DeviceArg::Cpu => Work::Threads,
-            #[cfg(feature = "cuda")]
-            DeviceArg::Cuda(_) => Work::Tokens(8192),
-        }
-    }
-}
 
 impl Global {
     /// Tells the bytes that the device has left, unless they are not to be checked.
@@ -148,16 +64,21 @@ pub(super) struct ModelArg {
 impl ModelArg {
     /// Opens the model, fetching it first if it has a name and is missing.
     pub(super) fn open(&self, global: &Global) -> Result<ModelFiles, CliError> {
-        if let Some(entry) = catalogue().iter().find(|entry| entry.name == self.model)
-            && fetched(entry)?.is_none()
-        {
-            fetch(entry)?;
-        }
-        if HubReference::is_one(&self.model) {
-            return Ok(open_local(&hub::fetch(&self.model)?)?.named(&self.model));
-        }
-        Ok(open_model(&self.model, global.seed)?)
+        open_model(&self.model, global)
     }
+}
+
+/// [`ModelArg::open`] where the model is another option.
+pub(super) fn open_model(model: &str, global: &Global) -> Result<ModelFiles, CliError> {
+    if let Some(entry) = catalogue().iter().find(|entry| entry.name == model)
+        && fetched(entry)?.is_none()
+    {
+        fetch(entry)?;
+    }
+    if HubReference::is_one(model) {
+        return Ok(open_local(&hub::fetch(model)?)?.named(model));
+    }
+    Ok(kvsharer_models::open_model(model, global.seed)?)
 }
 
 /// Fetches a model, with a sign of life.
@@ -196,9 +117,9 @@ pub(super) fn load(files: &ModelFiles, global: &Global) -> Result<Decoder, CliEr
     let spinner = spinner(&format!("loading {} …", files.name()));
     let dtype = global.dtype.dtype();
     let model = match placement {
-        None => files.load(&global.device.device(), dtype)?,
+        None => files.load(&global.device.open()?, dtype)?,
         Some(placement) => {
-            let devices: Vec<Device> = global.devices.iter().map(DeviceArg::device).collect();
+            let devices: Vec<Device> = global.devices.iter().map(DeviceArg::open).collect::<Result<_, _>>()?;
             files.load_placed(&placement, &devices, global.allow_cross_device, dtype)?
         }
     };

@@ -86,7 +86,7 @@ pub(super) fn run(args: &ExportArgs, global: &Global) -> Result<(), CliError> {
         dtype: global.dtype.dtype(),
     };
     let spinner = files.as_ref().map(|files| spinner(&format!("loading {} …", files.name())));
-    let exported = export.write(&args.output, args.force, &global.device.device());
+    let exported = export.write(&args.output, args.force, &global.device.open()?);
     if let Some(spinner) = spinner {
         spinner.finish_and_clear();
     }

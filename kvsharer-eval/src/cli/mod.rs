@@ -2,8 +2,11 @@
 
 mod bench;
 mod chat;
+mod conformance;
 mod context;
 mod demo;
+mod device;
+mod devices;
 mod error;
 mod eval;
 mod export;
@@ -14,6 +17,7 @@ mod inspect;
 mod list;
 mod merge;
 mod output;
+mod panics;
 mod plan;
 mod report;
 mod run;
@@ -21,7 +25,8 @@ mod sampling;
 mod search;
 
 use clap::{Args, Parser, Subcommand};
-use context::{DeviceArg, DtypeArg};
+use context::DtypeArg;
+use device::DeviceArg;
 use error::CliError;
 use std::process::ExitCode;
 
@@ -87,6 +92,10 @@ enum Command {
     Policies,
     /// List the tasks that can be given to --task
     Tasks,
+    /// List the devices that can be given to --device, and what the missing ones need
+    Devices,
+    /// Run the conformance suite on a device: everything against f64 on the host, decisions against another device
+    Conformance(conformance::ConformanceArgs),
     /// Find a sharing strategy by the paper's search
     Search(search::SearchArgs),
     /// Measure quality under a strategy and policies
@@ -147,6 +156,8 @@ fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Models => list::models(&global),
         Command::Policies => list::policies(&global),
         Command::Tasks => list::tasks(&global),
+        Command::Devices => devices::run(&global),
+        Command::Conformance(args) => conformance::run(&args, &global),
         Command::Search(args) => search::run(&args, &global),
         Command::Eval(args) => eval::run(&args, &global),
         Command::Bench(args) => bench::run(&args, &global),

@@ -48,7 +48,7 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), CliError> {
     }
     let folder = args.experiment.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let runner = Runner {
-        device: global.device.device(),
+        device: global.device.open()?,
         device_name: global.device.to_string(),
         dtype: global.dtype.dtype(),
         dtype_name: global.dtype.name().into(),

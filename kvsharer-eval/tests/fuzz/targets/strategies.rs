@@ -52,6 +52,7 @@ fn strategy(folder: &Path) -> Strategy {
         dropped: vec![],
         adapters: names(&[(1, "first"), (3, "second")]),
         adapter_file: None,
+        distances: vec![],
         trials: vec![],
         steps: vec![
             step(map(&[(1, 0)]), names(&[(1, "first")]), 0.25),

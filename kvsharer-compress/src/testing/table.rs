@@ -1,24 +1,23 @@
-//! The rows of the matrix: a new policy needs one here.
+//! The policies with the SPECs they are tested with: a new policy needs a row here.
 
-use kvsharer_compress::policies;
-
-/// SPECs of one policy.
-pub(crate) struct Row {
-    pub(crate) policy: &'static str,
-    /// Budgets that evict from a prompt of [`PROMPT`](crate::support::PROMPT) tokens and while decoding, but leave
-    /// enough for a block of the quantised storage.
-    pub(crate) small: &'static [&'static str],
-    /// Budgets that all [`TOKENS`](crate::support::TOKENS) just fit, or all of the prompt if the cache grows after it.
-    pub(crate) ample: &'static [&'static str],
+/// SPECs of one policy, for a prompt of 40 tokens and 12 generated ones in 5 layers.
+#[derive(Debug)]
+pub struct Row {
+    /// Name of the policy.
+    pub policy: &'static str,
+    /// Budgets that evict from the prompt and while decoding, but leave enough for a block of the quantised storage.
+    pub small: &'static [&'static str],
+    /// Budgets that all 52 tokens just fit, or all of the prompt if the cache grows after it.
+    pub ample: &'static [&'static str],
     /// Absolute budgets for rows of different lengths. What depends on the length of the prompt counts the longest row.
-    pub(crate) padded: &'static [&'static str],
+    pub padded: &'static [&'static str],
 }
 
 /// The quantised storages; the head dimension of the toy model must be a multiple of their groups.
-pub(crate) const QUANTISED: [&str; 2] = ["quant:bits=8,group=8,residual=8", "quant:bits=4,group=8,residual=8"];
+pub const QUANTISED: [&str; 2] = ["quant:bits=8,group=8,residual=8", "quant:bits=4,group=8,residual=8"];
 
 /// All policies.
-pub(crate) const ROWS: &[Row] = &[
+pub const ROWS: &[Row] = &[
     Row { policy: "full", small: &["full"], ample: &["full"], padded: &["full"] },
     Row {
         policy: "streaming-llm",
@@ -128,14 +127,20 @@ pub(crate) const ROWS: &[Row] = &[
     Row { policy: "quant", small: &QUANTISED, ample: &QUANTISED, padded: &[] },
 ];
 
-#[test]
-fn every_policy_has_a_row() {
-    let rows: Vec<&str> = ROWS.iter().map(|row| row.policy).collect();
-    let registered: Vec<&str> = policies().iter().map(|entry| entry.name).collect();
-    assert_eq!(rows, registered, "a new policy needs a row in the table of the matrix");
-    for row in ROWS {
-        let specs = [row.small, row.ample, row.padded].concat();
-        assert!(!row.small.is_empty() && !row.ample.is_empty(), "{}", row.policy);
-        assert!(specs.iter().all(|spec| spec.split(':').next() == Some(row.policy)), "{specs:?}");
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policies;
+
+    #[test]
+    fn every_policy_has_a_row() {
+        let rows: Vec<&str> = ROWS.iter().map(|row| row.policy).collect();
+        let registered: Vec<&str> = policies().iter().map(|entry| entry.name).collect();
+        assert_eq!(rows, registered, "a new policy needs a row in the table");
+        for row in ROWS {
+            let specs = [row.small, row.ample, row.padded].concat();
+            assert!(!row.small.is_empty() && !row.ample.is_empty(), "{}", row.policy);
+            assert!(specs.iter().all(|spec| spec.split(':').next() == Some(row.policy)), "{specs:?}");
+        }
     }
 }

@@ -1,35 +1,14 @@
-//! A toy model and host-side references, for tests of policies, caches and backends (feature `testing`).
-//!
-//! A device is right if the toy model gives on it what it gives on one that is known, whatever the passes that the text
-//! comes in, and in exactly the planned bytes:
-//!
-//! ```
-//! use burn::tensor::Device;
-//! use kvsharer_core::testing::{ToyModel, max_difference, toy_tokens};
-//! use kvsharer_core::{Cache, SearchModel, Sharing, Stack};
-//!
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let (known, device) = (Device::flex(), Device::flex()); // put your device in the place of the second
-//! let run = |device: &Device, passes: &[usize]| {
-//!     let model = ToyModel::new(6, 6, 2, 8, 1, device); // layers, query and key-value heads, channels, seed
-//!     let stack = Stack::new().with(Sharing::both([(3, 1), (5, 1)])?);
-//!     let mut cache = Cache::new(model.shape(), stack, model.cache_options(2, 12), device)?;
-//!     let states = model.run(&toy_tokens(2, 12, 7), passes, &mut cache)?;
-//!     assert_eq!(cache.bytes(), cache.plan().bytes(2, 12, 4));
-//!     Ok::<_, Box<dyn std::error::Error>>(states)
-//! };
-//! let (expected, found) = (run(&known, &[12])?, run(&device, &[5, 4, 1, 1, 1])?);
-//! let error = max_difference(expected, found.to_device(&known));
-//! assert!(error < 1e-4, "{error}");
-//! # Ok(())
-//! # }
-//! ```
+//! A toy model for tests of policies, caches and backends.
 
 use crate::{Attend, Cache, CacheError, CacheOptions, KvShape, LayerId, ModelShape, Rope, SearchModel};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, activation::silu};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::ops::Range;
+use std::sync::Arc;
+
+/// Base of its rotary frequencies.
+pub(super) const THETA: f64 = 100.0;
 
 /// A small random decoder with grouped-query attention and rotary positions.
 #[derive(Clone, Debug)]
@@ -38,15 +17,38 @@ pub struct ToyModel {
     heads: usize,
     rope: Rope,
     embedding: Tensor<2>,
-    layers: Vec<ToyLayer>,
+    layers: Vec<ToyLayer<Tensor<2>>>,
+    host: Arc<HostWeights>,
 }
 
+/// The same on the host.
+#[derive(Debug)]
+pub(super) struct HostWeights {
+    pub(super) embedding: Matrix,
+    pub(super) layers: Vec<ToyLayer<Matrix>>,
+}
+
+/// `[row, column]`.
+#[derive(Debug)]
+pub(super) struct Matrix {
+    pub(super) columns: usize,
+    pub(super) values: Vec<f32>,
+}
+
+/// The projections of a layer, `[in, out]`.
 #[derive(Clone, Debug)]
-struct ToyLayer {
-    query: Tensor<2>,
-    key: Tensor<2>,
-    value: Tensor<2>,
-    output: Tensor<2>,
+pub(super) struct ToyLayer<M> {
+    pub(super) query: M,
+    pub(super) key: M,
+    pub(super) value: M,
+    pub(super) output: M,
+}
+
+impl<M> ToyLayer<M> {
+    fn map<N>(&self, change: impl Fn(&M) -> N) -> ToyLayer<N> {
+        let Self { query, key, value, output } = self;
+        ToyLayer { query: change(query), key: change(key), value: change(value), output: change(output) }
+    }
 }
 
 impl ToyModel {
@@ -57,27 +59,36 @@ impl ToyModel {
     pub fn new(layers: usize, heads: usize, kv_heads: usize, head_dim: usize, seed: u64, device: &Device) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let hidden = heads * head_dim;
-        let mut matrix = |rows: usize, columns: usize| -> Tensor<2> {
-            let spread = 1.5 / (rows as f32).sqrt();
-            let values: Vec<f32> = (0..rows * columns).map(|_| (rng.random::<f32>() * 2.0 - 1.0) * spread).collect();
-            Tensor::from_data(TensorData::new(values, [rows, columns]), device)
+        let mut matrix = |rows: usize, columns: usize, scale: f32| {
+            let spread = scale * 1.5 / (rows as f32).sqrt();
+            let values = (0..rows * columns).map(|_| (rng.random::<f32>() * 2.0 - 1.0) * spread).collect();
+            Matrix { columns, values }
         };
-        let embedding = matrix(Self::VOCAB, hidden) * 4.0;
-        let layers: Vec<ToyLayer> = (0..layers)
+        let embedding = matrix(Self::VOCAB, hidden, 4.0);
+        let layers: Vec<ToyLayer<Matrix>> = (0..layers)
             .map(|_| ToyLayer {
-                query: matrix(hidden, heads * head_dim),
-                key: matrix(hidden, kv_heads * head_dim),
-                value: matrix(hidden, kv_heads * head_dim),
-                output: matrix(heads * head_dim, hidden),
+                query: matrix(hidden, heads * head_dim, 1.0),
+                key: matrix(hidden, kv_heads * head_dim, 1.0),
+                value: matrix(hidden, kv_heads * head_dim, 1.0),
+                output: matrix(heads * head_dim, hidden, 1.0),
             })
             .collect();
+        let tensor = |matrix: &Matrix| {
+            let shape = [matrix.values.len() / matrix.columns, matrix.columns];
+            Tensor::from_data(TensorData::new(matrix.values.clone(), shape), device)
+        };
         Self {
             shape: ModelShape::uniform(layers.len(), KvShape::new(kv_heads, head_dim)),
             heads,
-            rope: Rope::new(head_dim, 100.0),
-            embedding,
-            layers,
+            rope: Rope::new(head_dim, THETA),
+            embedding: tensor(&embedding),
+            layers: layers.iter().map(|layer| layer.map(tensor)).collect(),
+            host: Arc::new(HostWeights { embedding, layers }),
         }
+    }
+
+    pub(super) fn host(&self) -> &HostWeights {
+        &self.host
     }
 
     /// The same model with a sliding window in some layers, one entry a layer.

@@ -1,0 +1,68 @@
+//! `conformance` and `devices`: what they print, and how they end.
+
+mod support;
+
+use support::{assert_has, folder, run, tiny};
+
+#[test]
+fn every_case_of_a_device_is_a_row_with_error_tolerance_and_verdict() {
+    let work = folder();
+    let report = run(work.path(), &["conformance", "--only", "store:", "--dtype", "bf16", "--json"]).json();
+    assert_has(&report, &["conformance", "device", "dtype", "against", "library", "passed", "skipped", "failed"]);
+    let rows = report["conformance"].as_array().expect("rows");
+    assert!(rows.len() >= 3);
+    for row in rows {
+        assert_has(row, &["case", "device", "dtype", "worst_error", "tolerance", "verdict", "note", "seconds"]);
+        assert_eq!((&row["verdict"], &row["worst_error"]), (&"passed".into(), &0.0.into()), "{row}");
+    }
+    assert_eq!((&report["device"], &report["dtype"], &report["failed"]), (&"cpu".into(), &"bf16".into(), &0.into()));
+}
+
+#[test]
+fn a_model_equals_itself_and_half_precision_is_within_its_bounds() {
+    let work = folder();
+    for dtype in ["f32", "bf16"] {
+        let model = tiny();
+        let args = ["conformance", "--model", &model, "--only", "tiny.gguf", "--dtype", dtype, "--json"];
+        let report = run(work.path(), &args).json();
+        assert_eq!((&report["passed"], &report["failed"]), (&4.into(), &0.into()), "{report}");
+        let exact = report["conformance"].as_array().expect("rows").iter().all(|row| row["worst_error"] == 0.0);
+        assert_eq!(exact, dtype == "f32", "{report}");
+    }
+}
+
+#[test]
+fn a_table_says_what_passed_and_progress_goes_to_stderr() {
+    let work = folder();
+    let run = run(work.path(), &["conformance", "--only", "search: distances", "--dtype", "f16"]).succeeds();
+    assert!(run.stdout.contains("skipped") && run.stdout.contains("0 passed, 1 skipped, 0 failed"), "{}", run.stdout);
+    assert!(run.stderr.contains("[1/1] search: distances"), "{}", run.stderr);
+}
+
+#[test]
+fn wrong_cases_models_and_devices_are_refused() {
+    let work = folder();
+    run(work.path(), &["conformance", "--only", "nothing like it"]).fails(2, "no case has that in its name");
+    run(work.path(), &["conformance", "--model", "no-such-model"]).fails(2, "no-such-model");
+    run(work.path(), &["conformance", "--devices", "cpu,cpu"]).fails(2, "runs on one device");
+    if cfg!(not(feature = "wgpu")) {
+        let refused = "no wgpu backend: build it with `cargo build --release --features wgpu`";
+        run(work.path(), &["conformance", "--device", "wgpu"]).fails(2, refused);
+    }
+}
+
+#[test]
+fn devices_lists_the_cpu_and_what_others_need() {
+    let work = folder();
+    let report = run(work.path(), &["devices", "--threads", "2", "--json"]).json();
+    let rows = report["devices"].as_array().expect("rows");
+    assert_eq!(
+        (&rows[0]["device"], &rows[0]["threads"], &rows[0]["available"]),
+        (&"cpu".into(), &2.into(), &true.into())
+    );
+    assert_eq!(rows[0]["dtypes"], serde_json::json!(["f32", "f16", "bf16"]));
+    let text = run(work.path(), &["devices"]).succeeds().stdout;
+    if cfg!(not(feature = "cuda")) {
+        assert!(text.contains("cargo build --release --features cuda"), "{text}");
+    }
+}

@@ -52,6 +52,7 @@ fn strategy(files: &ModelFiles, keys: Map<'_>, values: Map<'_>) -> Strategy {
         dropped: Vec::new(),
         adapters: BTreeMap::new(),
         adapter_file: None,
+        distances: vec![],
         trials: Vec::new(),
         steps: Vec::new(),
         reached: keys.len(),

@@ -165,6 +165,12 @@ impl Plan {
         self.slot(self.layers[layer.0].of(kind)).owner == layer
     }
 
+    /// The most sequences of these lengths whose store takes at most `bytes` bytes.
+    pub fn largest_batch(&self, lengths: impl Into<Lengths>, element_bytes: usize, bytes: u64) -> usize {
+        let one = self.bytes(1, lengths, element_bytes).max(1);
+        usize::try_from(bytes / one as u64).unwrap_or(usize::MAX)
+    }
+
     /// Bytes a store allocates for `batch` sequences of these lengths with elements of `element_bytes`.
     ///
     /// Exact: a [`Store`](crate::Store) made for the same numbers holds this many bytes.

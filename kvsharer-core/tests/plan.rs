@@ -112,6 +112,8 @@ proptest! {
             let grouped: usize = plan.groups().iter().map(|group| group.slots.len()).sum();
             prop_assert_eq!(grouped, plan.slots().len());
             prop_assert_eq!(plan.bytes(3, 10, 2), plan.slots().len() * 3 * 10 * 2 * 4 * 2);
+            let most = plan.largest_batch(10, 2, 10_000);
+            prop_assert!(layers == 0 || plan.bytes(most, 10, 2) <= 10_000 && plan.bytes(most + 1, 10, 2) > 10_000);
         }
     }
 }

@@ -222,6 +222,14 @@ impl Job {
         }
     }
 
+    /// Sequences that share a cache, and their lengths, as far as the task's text goes; `None` where items differ.
+    pub fn run_lengths(&self) -> Option<(usize, Lengths)> {
+        let (batch, lengths) = self.lengths().ok()?;
+        let (Kind::Windows { text } | Kind::Stepwise { text }) = &self.kind else { return None };
+        // A token stands for at least a byte; a few more may be put around a text.
+        Some((batch, Lengths { tokens: lengths.tokens.min(text.len() + 8), ..lengths }))
+    }
+
     /// Runs it; `stack` makes the policies of a cache.
     ///
     /// # Errors

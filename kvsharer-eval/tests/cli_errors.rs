@@ -33,6 +33,11 @@ const ROWS: &[Row] = &[
     ("numbered device of another build", &["plan", "-m", "TINY", "--device", "wgpu:1"], "no wgpu backend"),
     ("device with a bad index", &["plan", "-m", "TINY", "--device", "cuda:x"], "expected cpu, cuda[:INDEX]"),
     ("unknown device", &["plan", "-m", "TINY", "--device", "tpu"], "expected cpu, cuda[:INDEX]"),
+    (
+        "half weights in half",
+        &["plan", "-m", "TINY", "--dtype", "f16", "--weights", "bf16"],
+        "--weights is for --dtype f32",
+    ),
     ("unknown dtype", &["plan", "-m", "TINY", "--dtype", "f64"], "possible values: f32, f16, bf16"),
     ("negative seed", &["plan", "-m", "TINY", "--seed", "-1"], "'-1'"),
     ("no threads", &["plan", "-m", "TINY", "--threads", "0"], "0 is not in 1..=1024"),

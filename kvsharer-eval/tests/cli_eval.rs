@@ -230,5 +230,9 @@ fn every_dtype_gives_about_the_same_perplexity_and_half_the_bytes_of_f32() {
             (half["plan_bytes"].as_u64().map(|bytes| bytes * 2), &half["dtype"]),
             (full["plan_bytes"].as_u64(), &dtype.into())
         );
+        let kept = eval(work.path(), &["--json", "--weights", dtype]).json();
+        assert!((perplexity(&kept) / perplexity(&full) - 1.0).abs() < 0.1, "{dtype}: {}", perplexity(&kept));
+        assert_eq!(kept["plan_bytes"], full["plan_bytes"], "only matrices are smaller");
+        assert_eq!(kept["dtype"], format!("f32, matrices in {dtype}"));
     }
 }

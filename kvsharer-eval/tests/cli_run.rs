@@ -218,6 +218,22 @@ fn a_bench_tells_speed_and_memory_of_every_batch() {
 }
 
 #[test]
+fn a_bench_within_a_budget_runs_the_most_sequences_that_fit_with_and_without_the_policies() {
+    let folder = folder();
+    // 256 bytes a token, 12 tokens.
+    let args = ["bench", "-m", &tiny(), "--prompt", "8", "--generate", "4", "--repeats", "1", "--kv-budget", "10kB"];
+    let policy = ["--policy", "streaming-llm:sinks=1,window=5"];
+    let rows = run(folder.path(), &[&args[..], &policy, &["--json"]].concat()).json();
+    let of = |row: usize, key: &str| rows[row][key].as_u64().unwrap();
+    assert_eq!((of(0, "batch"), of(0, "kv_bytes_plan"), of(0, "kv_budget")), (3, 3 * 12 * 256, 10_000));
+    assert!(of(1, "batch") > 3 && of(1, "kv_bytes_plan") <= 10_000, "{}", rows[1]);
+    assert!(of(1, "kv_bytes_plan") + of(1, "kv_bytes_plan") / of(1, "batch") > 10_000, "one more does not fit");
+    let text = run(folder.path(), &[&args[..], &policy].concat()).succeeds().stdout;
+    assert!(text.contains("sequences instead of 3"), "{text}");
+    run(folder.path(), &[&args[..8], &["--kv-budget", "1kB"]].concat()).fails(2, "one sequence takes");
+}
+
+#[test]
 fn the_ready_experiments_can_be_read_and_every_one_has_a_small_version() {
     let experiments = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments");
     let files = std::fs::read_dir(&experiments).unwrap().map(|entry| entry.unwrap().path());

@@ -56,6 +56,8 @@ pub struct Decoder {
     shape: ModelShape,
     /// `[vocab, hidden]`.
     embedding: Tensor<2>,
+    /// Of activations.
+    dtype: DType,
     layers: Vec<DecoderLayer>,
     /// One a layer.
     devices: Vec<Device>,
@@ -90,6 +92,7 @@ impl Decoder {
             devices: vec![embedding.device(); layers.len()],
             origins: (0..layers.len()).map(LayerId).collect(),
             apart: None,
+            dtype: embedding.dtype(),
             embedding,
             layers,
             final_norm,
@@ -130,6 +133,7 @@ impl Decoder {
             devices,
             origins,
             apart: self.apart.clone(),
+            dtype: self.dtype,
             embedding: self.embedding.clone(),
             layers,
             final_norm: self.final_norm.clone(),
@@ -142,6 +146,11 @@ impl Decoder {
     /// which layers may share caches.
     pub(crate) fn placed(self, devices: &[Device], apart: Option<Placement>) -> Self {
         Self { devices: devices.to_vec(), apart, ..self }
+    }
+
+    /// The same, whose activations have another dtype than its matrices.
+    pub(crate) fn computing_in(self, dtype: DType) -> Self {
+        Self { dtype, ..self }
     }
 
     /// A cache for this model, each layer's on the layer's device.
@@ -157,9 +166,9 @@ impl Decoder {
         &self.config
     }
 
-    /// The dtype of weights, activations and, unless chosen otherwise, caches.
+    /// The dtype of activations and, unless chosen otherwise, caches; matrices may be kept in a smaller one.
     pub fn dtype(&self) -> DType {
-        self.embedding.dtype()
+        self.dtype
     }
 
     /// Options for a cache that fits this model. Its rotary encoding is that of the layers without a sliding window,
@@ -261,7 +270,7 @@ impl SearchModel for Decoder {
 
     fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
         let [batch, length] = tokens.dims();
-        let rows = self.embedding.clone().select(0, tokens.reshape([batch * length]));
+        let rows = self.embedding.clone().select(0, tokens.reshape([batch * length])).cast(self.dtype);
         let rows = rows.reshape([batch, length, self.config.hidden]);
         if self.config.embedding_scale == 1.0 { rows } else { rows * self.config.embedding_scale }
     }

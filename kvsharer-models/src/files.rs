@@ -161,12 +161,12 @@ impl ModelFiles {
         Ok(tokenizer)
     }
 
-    /// Loads the weights, one tensor at a time, onto `device` as `dtype`.
+    /// Loads the weights, one tensor at a time, onto `device`, in one dtype or in [`Dtypes`].
     ///
     /// # Errors
     /// [`ModelError`] names a missing, misshapen or unsupported tensor.
-    pub fn load(&self, device: &Device, dtype: DType) -> Result<Decoder, ModelError> {
-        self.load_layers(&vec![device.clone(); self.config.layers], dtype)
+    pub fn load(&self, device: &Device, dtypes: impl Into<Dtypes>) -> Result<Decoder, ModelError> {
+        self.load_layers(&vec![device.clone(); self.config.layers], dtypes.into())
     }
 
     /// Loads the weights onto several devices, in the order of the placement. The layers of different devices are
@@ -182,19 +182,19 @@ impl ModelFiles {
         placement: &Placement,
         devices: &[Device],
         across: bool,
-        dtype: DType,
+        dtypes: impl Into<Dtypes>,
     ) -> Result<Decoder, ModelError> {
         assert_eq!(devices.len(), placement.devices(), "the placement is for another number of devices");
         let of = |layer| devices[placement.device(layer)].clone();
         let devices: Vec<Device> = self.shape().ids().map(of).collect();
         let apart = (!across).then(|| placement.clone());
-        Ok(self.load_layers(&devices, dtype)?.placed(&devices, apart))
+        Ok(self.load_layers(&devices, dtypes.into())?.placed(&devices, apart))
     }
 
     /// One device a layer.
-    fn load_layers(&self, devices: &[Device], dtype: DType) -> Result<Decoder, ModelError> {
+    fn load_layers(&self, devices: &[Device], dtypes: Dtypes) -> Result<Decoder, ModelError> {
         let config = &self.config;
-        let on = |device| Loader { files: self, device, dtype };
+        let on = |device| Loader { files: self, device, dtypes };
         let (first, last) = (&devices[0], &devices[devices.len() - 1]);
         if let Weights::Random(random) = &self.weights {
             let mut begun: Vec<&Device> = Vec::new();
@@ -208,7 +208,7 @@ impl ModelFiles {
         let layer = |l: usize| -> Result<DecoderLayer, ModelError> {
             let loader = on(&devices[l]);
             let linear = |weight, bias: Option<Part>| -> Result<Linear, ModelError> {
-                let linear = Linear::new(loader.tensor::<2>(weight)?);
+                let linear = Linear::new(loader.weight(weight)?);
                 Ok(match bias {
                     Some(bias) => linear.with_bias(loader.tensor::<1>(bias)?),
                     None => linear,
@@ -241,33 +241,54 @@ impl ModelFiles {
                 post_mlp_norm: norm_if(config.post_norms, Part::PostMlpNorm(l))?,
             })
         };
-        let embedding = on(first).tensor::<2>(Part::Embedding)?;
+        let embedding = on(first).weight(Part::Embedding)?;
         let layers = (0..config.layers).map(layer).collect::<Result<Vec<_>, _>>()?;
         let final_norm = on(last).norm(Part::FinalNorm)?;
         let head = match config.tied_head {
             true if first == last => None,
             true => Some(embedding.clone().to_device(last)),
-            false => Some(on(last).tensor::<2>(Part::Head)?),
+            false => Some(on(last).weight(Part::Head)?),
         };
-        Ok(Decoder::new(config.clone(), embedding, layers, final_norm, head))
+        Ok(Decoder::new(config.clone(), embedding, layers, final_norm, head).computing_in(dtypes.compute))
+    }
+}
+
+/// In what a model computes, and in what its matrices are kept: where decoding waits for memory, matrices of half the
+/// size take half the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dtypes {
+    /// Of activations, norms, biases and, unless chosen otherwise, caches.
+    pub compute: DType,
+    /// Of the embedding, the head and the projections.
+    pub weights: DType,
+}
+
+impl From<DType> for Dtypes {
+    fn from(dtype: DType) -> Self {
+        Self { compute: dtype, weights: dtype }
     }
 }
 
 struct Loader<'a> {
     files: &'a ModelFiles,
     device: &'a Device,
-    dtype: DType,
+    dtypes: Dtypes,
 }
 
 impl Loader<'_> {
     fn tensor<const D: usize>(&self, part: Part) -> Result<Tensor<D>, ModelError> {
-        self.tensor_as(part, self.dtype)
+        self.tensor_as(part, self.dtypes.compute)
+    }
+
+    /// A matrix.
+    fn weight(&self, part: Part) -> Result<Tensor<2>, ModelError> {
+        self.tensor_as(part, self.dtypes.weights)
     }
 
     /// A norm, whose weight may stay in f32.
     fn norm(&self, part: Part) -> Result<RmsNorm, ModelError> {
         let config = &self.files.config;
-        let dtype = if config.full_norms { DType::F32 } else { self.dtype };
+        let dtype = if config.full_norms { DType::F32 } else { self.dtypes.compute };
         Ok(RmsNorm::new(self.tensor_as::<1>(part, dtype)?, config.norm_eps))
     }
 

@@ -40,7 +40,7 @@ pub use decoder::{BareLayer, Decoder, DecoderLayer};
 pub use error::ModelError;
 pub use export::ExportError;
 pub use fetch::home;
-pub use files::ModelFiles;
+pub use files::{Dtypes, ModelFiles};
 pub use generate::{GenerateOptions, Generated, Stopped, generate, generate_batch, generate_from};
 pub use import::ModelTokenizer;
 pub use linear::Linear;

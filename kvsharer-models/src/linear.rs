@@ -33,6 +33,12 @@ impl Linear {
         self.bias.as_ref()
     }
 
+    /// `x W^T`; a weight kept in a smaller dtype is widened for it.
+    fn product(&self, rows: Tensor<2>) -> Tensor<2> {
+        let dtype = rows.dtype();
+        rows.matmul(self.weight.clone().cast(dtype).transpose())
+    }
+
     /// # Shapes
     /// `[batch, token, in]` to `[batch, token, out]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
@@ -40,11 +46,34 @@ impl Linear {
         let output = self.weight.dims()[0];
         // One matrix product over all rows, not one a sequence.
         let rows = x.reshape([batch * tokens, input]);
-        let y = few_rows(&rows, &self.weight).unwrap_or_else(|| rows.matmul(self.weight.clone().transpose()));
+        let y = few_rows(&rows, &self.weight).unwrap_or_else(|| self.product(rows.clone()));
         let y = y.reshape([batch, tokens, output]);
         match &self.bias {
             Some(bias) => y + bias.clone().reshape([1, 1, output]),
             None => y,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{DType, Device, Distribution};
+
+    #[test]
+    fn a_weight_kept_in_half_counts_as_its_rounded_self() {
+        let device = Device::flex();
+        let weight = Tensor::<2>::random([24, 80], Distribution::Default, &device);
+        for dtype in [DType::BF16, DType::F16] {
+            let half = weight.clone().cast(dtype);
+            let (kept, rounded) = (Linear::new(half.clone()), Linear::new(half.cast(DType::F32)));
+            for tokens in [1, 3, 10] {
+                let x = Tensor::<3>::random([1, tokens, 80], Distribution::Default, &device);
+                let (y, wanted) = (kept.forward(x.clone()), rounded.forward(x));
+                assert_eq!(y.dtype(), DType::F32);
+                let worst = (y - wanted).abs().max().into_scalar::<f32>();
+                assert!(worst < 1e-5, "{tokens} tokens in {dtype:?}: {worst}");
+            }
         }
     }
 }

@@ -85,7 +85,7 @@ fn count(outcomes: &[Outcome], verdict: Verdict) -> usize {
 }
 
 fn report(outcomes: &[Outcome], seconds: f64, args: &ConformanceArgs, global: &Global) -> Result<(), CliError> {
-    let (device, dtype) = (global.device.to_string(), global.dtype.name());
+    let (device, dtype) = (global.device.to_string(), global.dtype_name());
     let [passed, skipped, failed] = [Verdict::Passed, Verdict::Skipped, Verdict::Failed].map(|v| count(outcomes, v));
     if global.json {
         let rows: Vec<Row<'_>> = outcomes.iter().map(|outcome| Row { outcome, device: &device, dtype }).collect();

@@ -53,6 +53,24 @@ impl DtypeArg {
     }
 }
 
+/// What matrices are kept in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum WeightsArg {
+    /// 16-bit floats.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl WeightsArg {
+    pub(super) fn dtype(self) -> DType {
+        match self {
+            WeightsArg::F16 => DType::F16,
+            WeightsArg::Bf16 => DType::BF16,
+        }
+    }
+}
+
 /// The model option.
 #[derive(Args, Clone)]
 pub(super) struct ModelArg {
@@ -108,19 +126,19 @@ pub(super) fn check_placement(files: &ModelFiles, plan: &Plan, global: &Global) 
 
 /// Refuses a model with caches of `cache` bytes that the device has no room for, before anything is allocated.
 pub(super) fn check_fits(files: &ModelFiles, cache: usize, global: &Global) -> Result<(), CliError> {
-    check_memory(files, global.dtype.dtype().size(), cache, global.free_memory()()).map_err(CliError::failure)
+    check_memory(files, global.dtypes().weights.size(), cache, global.free_memory()()).map_err(CliError::failure)
 }
 
 /// Loads the weights onto the device, or the devices.
 pub(super) fn load(files: &ModelFiles, global: &Global) -> Result<Decoder, CliError> {
     let placement = place(files, global)?;
     let spinner = spinner(&format!("loading {} …", files.name()));
-    let dtype = global.dtype.dtype();
+    let dtypes = global.dtypes();
     let model = match placement {
-        None => files.load(&global.device.open()?, dtype)?,
+        None => files.load(&global.device.open()?, dtypes)?,
         Some(placement) => {
             let devices: Vec<Device> = global.devices.iter().map(DeviceArg::open).collect::<Result<_, _>>()?;
-            files.load_placed(&placement, &devices, global.allow_cross_device, dtype)?
+            files.load_placed(&placement, &devices, global.allow_cross_device, dtypes)?
         }
     };
     spinner.finish_and_clear();

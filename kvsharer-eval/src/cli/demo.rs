@@ -131,7 +131,7 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<(), CliError> {
     }
     if global.json {
         let (tokens, chunk) = (args.tokens, args.pass());
-        let (device, dtype) = (global.device.to_string(), global.dtype.name());
+        let (device, dtype) = (global.device.to_string(), global.dtype_name());
         return emit_json(&Report {
             rows: &rows,
             strategy: &strategy,

@@ -148,7 +148,7 @@ pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<(), CliError> {
     let options = BenchmarkOptions { seed: global.seed, score: global.device.scoring(), ..BenchmarkOptions::default() };
     // Benchmarks' texts vary; a batch of them has so many tokens. Threads have caches of their own.
     let (size, threads) = (global.dtype.dtype().size(), rayon::current_num_threads());
-    let lengths = jobs.iter().map(|job| job.lengths().unwrap_or((1, options.score.tokens.into())));
+    let lengths = jobs.iter().map(|job| job.run_lengths().unwrap_or((1, options.score.tokens.into())));
     let cache = lengths.map(|(batch, lengths)| checked.plan.bytes(batch, lengths, size)).max().unwrap_or(0);
     check_fits(&files, cache * if options.score.one_at_a_time { 1 } else { threads }, global)?;
     let tokenizer = files.tokenizer()?;
@@ -177,7 +177,7 @@ pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<(), CliError> {
         policies: checked.names,
         plan_bytes,
         device: global.device_names(),
-        dtype: global.dtype.name().into(),
+        dtype: global.dtype_name().into(),
         seconds: start.elapsed().as_secs_f64(),
         library: concat!("kvsharer ", env!("CARGO_PKG_VERSION")).into(),
     };

@@ -71,7 +71,7 @@ pub(super) fn run(args: &GenerateArgs, global: &Global) -> Result<(), CliError> 
     let run = Run { model: &model, tokenizer: &tokenizer, checked: &checked, options };
     let about = json!({
         "model": files.name(), "strategy": args.stack.strategy, "policies": checked.names, "plan_bytes": plan_bytes,
-        "device": global.device_names(), "dtype": global.dtype.name(),
+        "device": global.device_names(), "dtype": global.dtype_name(),
     });
     match args.prompts {
         None => run.one(&prompts[0], about, global),

@@ -189,7 +189,7 @@ impl Savings {
             model: name,
             batch,
             tokens,
-            dtype: global.dtype.name(),
+            dtype: global.dtype_name(),
             full_bytes: full.bytes(batch, tokens, element),
             plan_bytes: plan.bytes(batch, tokens, element),
             full_slots: full.slots().len(),

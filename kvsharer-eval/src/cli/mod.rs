@@ -25,9 +25,10 @@ mod sampling;
 mod search;
 
 use clap::{Args, Parser, Subcommand};
-use context::DtypeArg;
+use context::{DtypeArg, WeightsArg};
 use device::DeviceArg;
 use error::CliError;
+use kvsharer_models::Dtypes;
 use std::process::ExitCode;
 
 /// Share KV caches between transformer layers: find which layers can share, run them, and measure what it saves and
@@ -56,6 +57,9 @@ struct Global {
     /// Type of weights, activations and cache; on the cpu f32 is the fastest
     #[arg(long, global = true, value_enum, default_value_t = DtypeArg::F32)]
     dtype: DtypeArg,
+    /// With --dtype f32: keep matrices in 16 bits and compute in f32; decoding on a CPU reads half as much
+    #[arg(long, global = true, value_enum)]
+    weights: Option<WeightsArg>,
     /// Seed of everything random
     #[arg(long, global = true, default_value_t = 0)]
     seed: u64,
@@ -71,6 +75,21 @@ struct Global {
 }
 
 impl Global {
+    /// In what models compute and keep their matrices.
+    fn dtypes(&self) -> Dtypes {
+        let compute = self.dtype.dtype();
+        Dtypes { compute, weights: self.weights.map_or(compute, WeightsArg::dtype) }
+    }
+
+    /// The same for results.
+    fn dtype_name(&self) -> &'static str {
+        match self.weights {
+            None => self.dtype.name(),
+            Some(WeightsArg::F16) => "f32, matrices in f16",
+            Some(WeightsArg::Bf16) => "f32, matrices in bf16",
+        }
+    }
+
     /// The device or devices, for results.
     fn device_names(&self) -> String {
         match self.devices.is_empty() {
@@ -139,6 +158,9 @@ pub(crate) fn main() -> ExitCode {
 
 fn dispatch(cli: Cli) -> Result<(), CliError> {
     let mut global = cli.global;
+    if global.weights.is_some() && global.dtype != DtypeArg::F32 {
+        return Err(CliError::usage("--weights is for --dtype f32; with f16 and bf16 matrices have 16 bits already"));
+    }
     if let Some(first) = global.devices.first() {
         if matches!(cli.command, Command::Run(_) | Command::Demo(_)) {
             return Err(CliError::usage("this command runs on one device: give --device"));

@@ -77,7 +77,7 @@ pub(super) fn run(args: &PlanArgs, global: &Global) -> Result<(), CliError> {
             "model": files.name(), "model_hash": files.fingerprint()?.hash,
             "strategy": args.stack.strategy, "strategy_hash": args.stack.strategy_hash()?,
             "library": concat!("kvsharer ", env!("CARGO_PKG_VERSION")), "policies": checked.names, "batch": batch, "tokens": tokens,
-            "prompt": lengths.prompt, "chunk": chunk, "dtype": global.dtype.name(),
+            "prompt": lengths.prompt, "chunk": chunk, "dtype": global.dtype_name(),
             "kv_budget": args.kv_budget.map(|budget| budget.as_u64()), "plan_bytes": planned.bytes,
             "bookkeeping_bytes": planned.bookkeeping, "prefill_peak_bytes": planned.peak, "full_bytes": full.bytes,
             "full_prefill_peak_bytes": full.peak, "slots": planned.slots, "full_slots": full.slots,
@@ -95,7 +95,7 @@ pub(super) fn run(args: &PlanArgs, global: &Global) -> Result<(), CliError> {
     emit(&format!(
         "{}, batch {batch}, {tokens} tokens with {prompt}, {}, prefill in passes of {}\n{}",
         files.name(),
-        global.dtype.name(),
+        global.dtype_name(),
         chunk.min(lengths.prompt.unwrap_or(tokens)),
         table(&header, &rows, false)
     ))

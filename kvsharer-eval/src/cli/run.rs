@@ -50,8 +50,8 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), CliError> {
     let runner = Runner {
         device: global.device.open()?,
         device_name: global.device.to_string(),
-        dtype: global.dtype.dtype(),
-        dtype_name: global.dtype.name().into(),
+        dtypes: global.dtypes(),
+        dtype_name: global.dtype_name().into(),
         free_memory: global.free_memory(),
         options: BenchmarkOptions { score: global.device.scoring(), ..BenchmarkOptions::default() },
         work: global.device.work(),

@@ -73,7 +73,7 @@ pub(super) fn run(args: &SearchArgs, global: &Global) -> Result<(), CliError> {
     let set = args.options.calibration(&files, &tokenizer)?;
     check_fits(&files, args.options.bytes(&files, &set, global)?, global)?;
     let model = load(&files, global)?;
-    let key = json!([files.fingerprint()?, set.hash(), args.options.spec(), global.seed, global.dtype.name()]);
+    let key = json!([files.fingerprint()?, set.hash(), args.options.spec(), global.seed, global.dtype_name()]);
     let key = hex(&Sha256::digest(key.to_string()));
     let mut journal = Journal::open(&args.output.with_extension("journal"), &key)?;
     let resumed = journal.as_ref().map_or(0, Journal::len);

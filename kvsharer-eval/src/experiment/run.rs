@@ -5,11 +5,11 @@ use super::record::{Record, Records, check_same};
 use super::{ExperimentError, SearchSpec, Work, bench};
 use crate::{BenchmarkOptions, EvalError, Job, Step, Target, build_stack, check_memory, solve_budget, strategy_path};
 use crate::{Journal, Journaled};
-use burn::tensor::{DType, Device};
+use burn::tensor::Device;
 use kvsharer_core::{
     Lengths, ModelShape, Plan, Progress, SearchModel, Sharing, Stack, Strategy, hex, search, write_atomically,
 };
-use kvsharer_models::{Decoder, ModelError, ModelFiles, ModelTokenizer, open_model};
+use kvsharer_models::{Decoder, Dtypes, ModelError, ModelFiles, ModelTokenizer, open_model};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -46,8 +46,8 @@ pub struct Runner {
     pub device: Device,
     /// Its name.
     pub device_name: String,
-    /// Dtype of weights and cache.
-    pub dtype: DType,
+    /// In what models compute and keep their matrices.
+    pub dtypes: Dtypes,
     /// Its name.
     pub dtype_name: String,
     /// Tells the bytes of memory that are free; `None` if they are not known, or not to be checked.
@@ -198,7 +198,7 @@ impl Runner {
         };
         let full = loaded.files.shape();
         let bytes = |shape: &ModelShape, stack: &Stack<'_>| -> Result<usize, EvalError> {
-            Ok(Plan::new(shape, stack)?.bytes(batch, lengths, self.dtype.size()))
+            Ok(Plan::new(shape, stack)?.bytes(batch, lengths, self.dtypes.compute.size()))
         };
         let own = stack_of()?;
         let search_seconds = found.as_ref().and_then(|found| found.seconds);
@@ -247,9 +247,9 @@ impl Runner {
             Some(loaded) => loaded,
             None => {
                 let files = open_model(name, seed)?;
-                check_memory(&files, self.dtype.size(), 0, (self.free_memory)())?;
+                check_memory(&files, self.dtypes.weights.size(), 0, (self.free_memory)())?;
                 let hash = files.fingerprint()?.hash;
-                let model = files.load(&self.device, self.dtype)?;
+                let model = files.load(&self.device, self.dtypes)?;
                 let tokenizer = files.tokenizer();
                 Loaded { name: name.into(), seed, files, hash, model, tokenizer }
             }
@@ -338,9 +338,9 @@ impl Runner {
         batch: usize,
         lengths: Lengths,
     ) -> Result<Vec<String>, EvalError> {
-        let full = Plan::new(full, &Stack::new())?.bytes(batch, lengths, self.dtype.size());
+        let full = Plan::new(full, &Stack::new())?.bytes(batch, lengths, self.dtypes.compute.size());
         let bytes = (full as f64 * share) as usize;
-        let target = Target { bytes, batch, lengths, element_bytes: self.dtype.size() };
+        let target = Target { bytes, batch, lengths, element_bytes: self.dtypes.compute.size() };
         Ok(solve_budget(shape, sharing, policies, target)?.policies)
     }
 }

@@ -4,6 +4,7 @@
 //! the query axis. Queries run in blocks, so that no queries x keys matrix of a whole prompt is ever held, and a
 //! block of a causal prefill reads only the keys up to its last query, from the first one a sliding window shows.
 
+use crate::kernels::attend_one;
 use crate::{Evidence, EvidenceKind, axis};
 use burn::tensor::{
     Bool, DType, Device, Int, Tensor, TensorData, activation::softmax, module, ops::AttentionModuleOptions,
@@ -320,8 +321,7 @@ pub fn attend(
             });
             weights.matmul(block.values)
         } else if rows.len() == 1 {
-            // One query: a fused kernel would copy the cache to make it contiguous on some backends.
-            block.weights().matmul(block.values)
+            block.one()
         } else {
             block.fused()
         };
@@ -356,6 +356,15 @@ impl Block {
             None => scores,
         };
         softmax(scores, 3)
+    }
+
+    /// One query: a fused kernel would copy the cache to make it contiguous on some backends.
+    fn one(self) -> Tensor<4> {
+        let own = match self.mask {
+            None => attend_one(&self.query, &self.keys, &self.values),
+            Some(_) => None,
+        };
+        own.unwrap_or_else(|| self.weights().matmul(self.values.clone()))
     }
 
     fn fused(self) -> Tensor<4> {

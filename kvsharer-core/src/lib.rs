@@ -67,6 +67,7 @@ mod calibrate;
 mod error;
 mod fs;
 mod ids;
+mod kernels;
 mod packing;
 mod plan;
 mod policy;

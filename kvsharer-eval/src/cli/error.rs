@@ -15,11 +15,11 @@ pub(super) enum CliError {
     /// What was typed cannot be meant.
     Usage(String),
     /// Something went wrong on the way.
-    Failure(Box<dyn std::error::Error>),
+    Failure(Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl CliError {
-    pub(super) fn failure(error: impl std::error::Error + 'static) -> Self {
+    pub(super) fn failure(error: impl std::error::Error + Send + Sync + 'static) -> Self {
         CliError::Failure(Box::new(error))
     }
 

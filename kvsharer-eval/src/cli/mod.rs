@@ -139,6 +139,9 @@ enum Command {
     Export(export::ExportArgs),
 }
 
+/// Bytes of a thread's stack, as much as a main thread has.
+const STACK: usize = 8 << 20;
+
 /// Runs the program: exit code 0 for success, 2 for wrong usage, 1 for everything else that fails.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -168,29 +171,34 @@ fn dispatch(cli: Cli) -> Result<(), CliError> {
         // Where there is no more to say than one device, such as how much is scored at once.
         global.device = first.clone();
     }
-    if let Some(threads) = global.threads {
-        // Fails only if a pool exists already, and nothing has run yet.
-        rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global().map_err(CliError::failure)?;
-    }
-    match cli.command {
-        Command::Demo(args) => demo::run(&args, &global),
-        Command::Fetch(args) => fetch::run(&args, &global),
-        Command::Models => list::models(&global),
-        Command::Policies => list::policies(&global),
-        Command::Tasks => list::tasks(&global),
-        Command::Devices => devices::run(&global),
-        Command::Conformance(args) => conformance::run(&args, &global),
-        Command::Search(args) => search::run(&args, &global),
-        Command::Eval(args) => eval::run(&args, &global),
-        Command::Bench(args) => bench::run(&args, &global),
-        Command::Run(args) => run::run(&args, &global),
-        Command::Merge(args) => merge::run(&args, &global),
-        Command::Report(args) => report::run(&args, &global),
-        Command::Generate(args) => generate::run(&args, &global),
-        Command::Chat(args) => chat::run(&args, &global),
-        Command::Plan(args) => plan::run(&args, &global),
-        Command::Inspect(args) => inspect::run(&args, &global),
-        Command::Export(args) => export::run(&args, &global),
+    let threads = global.threads.map_or(0, usize::from);
+    // Fails only if a pool exists already, and nothing has run yet.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK);
+    pool.build_global().map_err(CliError::failure)?;
+    // On one of its threads: another one would be woken up and waited for at each matrix of a decoding step.
+    rayon::scope(|_| execute(cli.command, &global))
+}
+
+fn execute(command: Command, global: &Global) -> Result<(), CliError> {
+    match command {
+        Command::Demo(args) => demo::run(&args, global),
+        Command::Fetch(args) => fetch::run(&args, global),
+        Command::Models => list::models(global),
+        Command::Policies => list::policies(global),
+        Command::Tasks => list::tasks(global),
+        Command::Devices => devices::run(global),
+        Command::Conformance(args) => conformance::run(&args, global),
+        Command::Search(args) => search::run(&args, global),
+        Command::Eval(args) => eval::run(&args, global),
+        Command::Bench(args) => bench::run(&args, global),
+        Command::Run(args) => run::run(&args, global),
+        Command::Merge(args) => merge::run(&args, global),
+        Command::Report(args) => report::run(&args, global),
+        Command::Generate(args) => generate::run(&args, global),
+        Command::Chat(args) => chat::run(&args, global),
+        Command::Plan(args) => plan::run(&args, global),
+        Command::Inspect(args) => inspect::run(&args, global),
+        Command::Export(args) => export::run(&args, global),
     }
 }
 

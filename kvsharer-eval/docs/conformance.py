@@ -1,7 +1,6 @@
 """The tables of conformance.md, from what `kvsharer conformance --json` printed: python conformance.py FILE.json …"""
 
 import json
-import re
 import sys
 
 GROUPS = {
@@ -43,8 +42,7 @@ def cell(rows: list[dict]) -> str:
     if not measured:
         return "skipped"
     worst = max(measured, key=lambda row: row["worst_error"] / row["tolerance"] if row["tolerance"] else 0)
-    short = lambda number: re.sub(r"e([+-])0?(\d)", r"e\1\2", f"{number:.1e}") if number else "0"
-    return f"{short(worst['worst_error'])} of {worst['tolerance']:g}"
+    return f"{worst['worst_error']:.2g} of {worst['tolerance']:g}"
 
 
 def main(paths: list[str]) -> None:

@@ -19,16 +19,23 @@ fn every_case_of_a_device_is_a_row_with_error_tolerance_and_verdict() {
 }
 
 #[test]
-fn a_model_equals_itself_and_half_precision_is_within_its_bounds() {
-    let work = folder();
-    for dtype in ["f32", "bf16"] {
-        let model = tiny();
-        let args = ["conformance", "--model", &model, "--only", "tiny.gguf", "--dtype", dtype, "--json"];
-        let report = run(work.path(), &args).json();
-        assert_eq!((&report["passed"], &report["failed"]), (&4.into(), &0.into()), "{report}");
-        let exact = report["conformance"].as_array().expect("rows").iter().all(|row| row["worst_error"] == 0.0);
-        assert_eq!(exact, dtype == "f32", "{report}");
-    }
+fn a_model_equals_itself() {
+    let (work, model) = (folder(), tiny());
+    let report = run(work.path(), &["conformance", "--model", &model, "--only", "tiny.gguf", "--json"]).json();
+    assert_eq!((&report["passed"], &report["failed"]), (&4.into(), &0.into()), "{report}");
+    let rows = report["conformance"].as_array().expect("rows");
+    assert!(rows.iter().all(|row| row["worst_error"] == 0.0), "{report}");
+}
+
+/// The weights of the tiny model are no trained ones: rounding them to bf16 changes its logits by a fifth.
+#[test]
+fn a_failed_case_is_a_row_and_exit_code_1() {
+    let (work, model) = (folder(), tiny());
+    let only = "tiny.gguf: logits";
+    let run = run(work.path(), &["conformance", "--model", &model, "--only", only, "--dtype", "bf16"]);
+    assert_eq!(run.code, Some(1), "{}", run.stderr);
+    assert!(run.stdout.contains("FAILED") && run.stdout.contains("0 passed, 0 skipped, 1 failed"), "{}", run.stdout);
+    assert!(run.stderr.ends_with("error: 1 of 1 cases failed on cpu\n"), "{}", run.stderr);
 }
 
 #[test]

@@ -298,13 +298,14 @@ pub fn attend(
         let first = pass.window.map_or(0, |window| window.first(fresh, rows.start));
         let seen = first..fresh.prefix(rows.end, cells);
         let block = Block {
+            group,
             query: grouped.clone().slice_dim(3, rows.clone()).reshape([batch, kv_heads, group * rows.len(), dim]),
             keys: keys.clone().slice_dim(axis::CELL, seen.clone()),
             values: values.clone().slice_dim(axis::CELL, seen.clone()),
             mask: masks.of_block(pass, rows.clone(), seen.clone(), group, &keys.device()),
         };
         let output = if pass.counts(rows.clone()) {
-            let weights = block.weights();
+            let (output, weights) = block.looked_at();
             let by_query = weights.clone().cast(DType::F32).reshape([batch, kv_heads, group, rows.len(), seen.len()]);
             let by_query = match pass.weights {
                 Some(of) => {
@@ -319,9 +320,10 @@ pub fn attend(
                 Some(mass) => mass + received,
                 None => received,
             });
-            weights.matmul(block.values)
+            output
         } else if rows.len() == 1 {
-            block.one()
+            // A fused kernel would copy the cache to make it contiguous on some backends.
+            block.looked_at().0
         } else {
             block.fused()
         };
@@ -337,6 +339,7 @@ pub fn attend(
 
 /// One block of queries, the group folded in: `[batch, kv_head, group * query, head_dim]`.
 struct Block {
+    group: usize,
     query: Tensor<4>,
     keys: Tensor<4>,
     values: Tensor<4>,
@@ -358,13 +361,17 @@ impl Block {
         softmax(scores, 3)
     }
 
-    /// One query: a fused kernel would copy the cache to make it contiguous on some backends.
-    fn one(self) -> Tensor<4> {
-        let own = match self.mask {
-            None => attend_one(&self.query, &self.keys, &self.values),
-            Some(_) => None,
+    /// Output and weights.
+    fn looked_at(&self) -> (Tensor<4>, Tensor<4>) {
+        let [_, _, queries, _] = self.query.dims();
+        let own = match &self.mask {
+            None if queries == self.group => attend_one(&self.query, &self.keys, &self.values),
+            _ => None,
         };
-        own.unwrap_or_else(|| self.weights().matmul(self.values.clone()))
+        own.unwrap_or_else(|| {
+            let weights = self.weights();
+            (weights.clone().matmul(self.values.clone()), weights)
+        })
     }
 
     fn fused(self) -> Tensor<4> {

@@ -8,11 +8,11 @@ use rayon::prelude::*;
 /// Elements of keys that are worth other threads.
 const WORTH_THREADS: usize = 1 << 20;
 
-pub(super) fn attend_one(query: &Tensor<4>, keys: &Tensor<4>, values: &Tensor<4>) -> Option<Tensor<4>> {
+pub(super) fn attend_one(query: &Tensor<4>, keys: &Tensor<4>, values: &Tensor<4>) -> Option<(Tensor<4>, Tensor<4>)> {
     let [batch, heads, group, dim] = query.dims();
     let cells = keys.dims()[2];
-    if [query, keys, values].iter().any(|tensor| tensor.dtype() != DType::F32) || values.dims()[3] != dim || cells == 0
-    {
+    let is_f32 = [query, keys, values].iter().all(|tensor| tensor.dtype() == DType::F32);
+    if !is_f32 || values.dims()[3] != dim || cells == 0 {
         return None;
     }
     let device = query.device();
@@ -22,20 +22,23 @@ pub(super) fn attend_one(query: &Tensor<4>, keys: &Tensor<4>, values: &Tensor<4>
     let query = query.as_slice::<f32>()?;
     let (keys, values) = (Rows::of(&keys, dim)?, Rows::of(&values, dim)?);
     let mut output = vec![0.0; batch * heads * group * dim];
+    let mut weights = vec![0.0; batch * heads * group * cells];
     let arch = pulp::Arch::new();
-    let one = |(index, (output, query)): (usize, (&mut [f32], &[f32]))| {
-        let (sequence, head) = (index / heads, index % heads);
-        arch.dispatch(|| {
-            attend_head(query, output, dim, keys.head(sequence, head), values.head(sequence, head), cells)
-        });
+    let (size, seen) = (group * dim, group * cells);
+    let parts = query.chunks(size).zip(output.chunks_mut(size)).zip(weights.chunks_mut(seen));
+    let all = parts.map(|((query, output), weights)| Head { query, output, weights }).collect::<Vec<_>>();
+    let one = |(index, head): (usize, Head<'_>)| {
+        let place = (index / heads, index % heads, cells * dim);
+        arch.dispatch(|| head.attend(keys.head(place), values.head(place), dim));
     };
-    let (size, work) = (group * dim, batch * heads * cells * dim);
-    if work < WORTH_THREADS {
-        output.chunks_mut(size).zip(query.chunks(size)).enumerate().for_each(one);
+    if batch * heads * cells * dim < WORTH_THREADS {
+        all.into_iter().enumerate().for_each(one);
     } else {
-        output.par_chunks_mut(size).zip(query.par_chunks(size)).enumerate().for_each(one);
+        all.into_par_iter().enumerate().for_each(one);
     }
-    Some(Tensor::from_data(TensorData::new(output, [batch, heads, group, dim]), &device))
+    let tensor =
+        |values: Vec<f32>, last| Tensor::from_data(TensorData::new(values, [batch, heads, group, last]), &device);
+    Some((tensor(output, dim), tensor(weights, cells)))
 }
 
 /// Rows of a `[batch, head, cell, head_dim]` view whose last two axes lie row behind row.
@@ -56,41 +59,39 @@ impl<'a> Rows<'a> {
         (cell == dim && channel == 1).then(|| Self { all: tensor.storage(), start: layout.start_offset(), batch, head })
     }
 
-    /// The rows of one head from its first cell on; there may be more behind the last one.
-    fn head(self, sequence: usize, head: usize) -> &'a [f32] {
-        &self.all[self.start + sequence * self.batch + head * self.head..]
+    /// The elements of one head.
+    fn head(self, (sequence, head, elements): (usize, usize, usize)) -> &'a [f32] {
+        let start = self.start + sequence * self.batch + head * self.head;
+        &self.all[start..start + elements]
     }
 }
 
-/// Softmax over the cells as they come, so that each is read once (Milakov and Gimelshein, arXiv 1805.02867, over blocks).
-#[inline(always)]
-fn attend_head(query: &[f32], output: &mut [f32], dim: usize, keys: &[f32], values: &[f32], cells: usize) {
-    const BLOCK: usize = 64;
-    let scale = 1.0 / (dim as f32).sqrt();
-    for (query, output) in query.chunks_exact(dim).zip(output.chunks_exact_mut(dim)) {
-        let (mut top, mut mass) = (f32::NEG_INFINITY, 0.0_f32);
-        for first in (0..cells).step_by(BLOCK) {
-            let count = BLOCK.min(cells - first);
-            let rows = first * dim..(first + count) * dim;
-            let mut weights = [0.0_f32; BLOCK];
-            for (weight, key) in weights.iter_mut().zip(keys[rows.clone()].chunks_exact(dim)) {
+/// One head of one sequence with the queries of its group.
+struct Head<'a> {
+    query: &'a [f32],
+    output: &'a mut [f32],
+    weights: &'a mut [f32],
+}
+
+impl Head<'_> {
+    #[inline(always)]
+    fn attend(self, keys: &[f32], values: &[f32], dim: usize) {
+        let (scale, cells) = (1.0 / (dim as f32).sqrt(), keys.len() / dim);
+        let heads = self.query.chunks_exact(dim).zip(self.output.chunks_exact_mut(dim));
+        for ((query, output), weights) in heads.zip(self.weights.chunks_exact_mut(cells)) {
+            for (weight, key) in weights.iter_mut().zip(keys.chunks_exact(dim)) {
                 *weight = dot(query, key) * scale;
             }
-            let weights = &mut weights[..count];
-            let best = weights.iter().copied().fold(top, f32::max);
-            // Of the first block: nothing was added up yet.
-            let shrink = if mass > 0.0 { (top - best).exp() } else { 0.0 };
-            weights.iter_mut().for_each(|weight| *weight = (*weight - best).exp());
-            mass = mass * shrink + weights.iter().sum::<f32>();
-            top = best;
-            output.iter_mut().for_each(|sum| *sum *= shrink);
-            for (&weight, value) in weights.iter().zip(values[rows].chunks_exact(dim)) {
+            let top = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            weights.iter_mut().for_each(|weight| *weight = (*weight - top).exp());
+            let mass = weights.iter().map(|&weight| f64::from(weight)).sum::<f64>() as f32;
+            for (weight, value) in weights.iter_mut().zip(values.chunks_exact(dim)) {
+                *weight /= mass;
                 for (sum, value) in output.iter_mut().zip(value) {
-                    *sum += weight * value;
+                    *sum += *weight * value;
                 }
             }
         }
-        output.iter_mut().for_each(|sum| *sum /= mass);
     }
 }
 
@@ -128,10 +129,12 @@ mod tests {
             // As a cache gives them: the first cells of a longer buffer.
             let [keys, values] = [(); 2].map(|()| random([batch, heads, capacity, dim]).slice_dim(2, 0..cells));
             let scores = (query.clone() / (dim as f64).sqrt()).matmul(keys.clone().swap_dims(2, 3));
-            let wanted = softmax(scores, 3).matmul(values.clone());
-            let got = attend_one(&query, &keys, &values).expect("a kernel");
-            let worst = (got - wanted).abs().max().into_scalar::<f32>();
-            assert!(worst < 1e-5, "{batch} {heads} {group} {dim} {cells}: {worst}");
+            let wanted = softmax(scores, 3);
+            let (got, weights) = attend_one(&query, &keys, &values).expect("a kernel");
+            for (got, wanted) in [(weights, wanted.clone()), (got, wanted.matmul(values))] {
+                let worst = (got - wanted).abs().max().into_scalar::<f32>();
+                assert!(worst < 1e-5, "{batch} {heads} {group} {dim} {cells}: {worst}");
+            }
         }
         let turned = random([1, 2, 4, 8]).swap_dims(2, 3);
         assert!(attend_one(&random([1, 2, 1, 4]), &turned, &turned).is_none(), "rows that do not lie in line");

@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::{assert_has, folder, run, tiny};
+use support::{assert_has, folder, run, tiny, write};
 
 #[test]
 fn every_case_of_a_device_is_a_row_with_error_tolerance_and_verdict() {
@@ -27,12 +27,26 @@ fn a_model_equals_itself() {
     assert!(rows.iter().all(|row| row["worst_error"] == 0.0), "{report}");
 }
 
-/// The weights of the tiny model are no trained ones: rounding them to bf16 changes its logits by a fifth.
+#[test]
+fn half_precision_is_within_its_bounds() {
+    let (work, model) = (folder(), tiny());
+    let args = ["conformance", "--model", &model, "--only", "tiny.gguf", "--dtype", "bf16", "--json"];
+    let report = run(work.path(), &args).json();
+    assert_eq!((&report["passed"], &report["failed"]), (&4.into(), &0.into()), "{report}");
+    let exact = report["conformance"].as_array().expect("rows").iter().all(|row| row["worst_error"] == 0.0);
+    assert!(!exact, "{report}");
+}
+
 #[test]
 fn a_failed_case_is_a_row_and_exit_code_1() {
-    let (work, model) = (folder(), tiny());
-    let only = "tiny.gguf: logits";
-    let run = run(work.path(), &["conformance", "--model", &model, "--only", only, "--dtype", "bf16"]);
+    let work = folder();
+    // Weights so large that no logit is a number.
+    let mut broken = std::fs::read(tiny()).expect("a fixture");
+    let data = broken.len() - 4096..;
+    broken[data].fill(0x7e);
+    write(work.path(), "broken.gguf", broken);
+    let only = "broken.gguf: logits";
+    let run = run(work.path(), &["conformance", "--model", "broken.gguf", "--only", only]);
     assert_eq!(run.code, Some(1), "{}", run.stderr);
     assert!(run.stdout.contains("FAILED") && run.stdout.contains("0 passed, 0 skipped, 1 failed"), "{}", run.stdout);
     assert!(run.stderr.ends_with("error: 1 of 1 cases failed on cpu\n"), "{}", run.stderr);

@@ -230,7 +230,7 @@ fn a_bench_within_a_budget_runs_the_most_sequences_that_fit_with_and_without_the
     assert!(of(1, "kv_bytes_plan") + of(1, "kv_bytes_plan") / of(1, "batch") > 10_000, "one more does not fit");
     let text = run(folder.path(), &[&args[..], &policy].concat()).succeeds().stdout;
     assert!(text.contains("sequences instead of 3"), "{text}");
-    run(folder.path(), &[&args[..8], &["--kv-budget", "1kB"]].concat()).fails(2, "one sequence takes");
+    run(folder.path(), &[&args[..9], &["--kv-budget", "1kB"]].concat()).fails(2, "one sequence takes");
 }
 
 #[test]

@@ -149,7 +149,9 @@ fn a_chain_in_a_map_written_by_hand_is_resolved_to_the_same_bytes() {
     let work = folder();
     let bytes = |map: Value| {
         let path = random_tiny(work.path(), &map, &map);
-        plan(work.path(), "random:tiny", &path, &["--json"]).json()
+        let mut planned = plan(work.path(), "random:tiny", &path, &["--json"]).json();
+        planned.as_object_mut().and_then(|plan| plan.remove("strategy_hash")).expect("two files");
+        planned
     };
     let (chain, resolved) = (bytes(json!({ "1": 0, "2": 1, "3": 2 })), bytes(json!({ "1": 0, "2": 0, "3": 0 })));
     assert_eq!(chain, resolved);

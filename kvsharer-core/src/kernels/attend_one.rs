@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn one_query_attends_as_the_formula_says_whatever_lies_around_the_cells() {
         let device = Device::flex();
-        let random = |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Normal(0.0, 2.0), &device);
+        let random = |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), &device);
         for (batch, heads, group, dim, cells, capacity) in [
             (1, 1, 1, 4, 1, 1),
             (2, 3, 3, 64, 65, 80),

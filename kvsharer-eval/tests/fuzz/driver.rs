@@ -8,7 +8,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Files by their path in the folder.
@@ -53,6 +53,9 @@ static TURN: Mutex<()> = Mutex::new(());
 
 /// The process' memory and time, until it is dropped.
 pub(crate) fn turn() -> MutexGuard<'static, ()> {
+    // A panic that is caught would count with the memory of its backtrace.
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| std::panic::set_hook(Box::new(|panic| eprintln!("{panic}"))));
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -13,7 +13,7 @@ const PARSED_ONLY: [(&str, &str); 9] = [
     ("kvsharer run experiments/", "minutes with the real model; cli_run.rs runs experiments"),
     ("kvsharer run table1.toml", "a model of 7 billion weights; cli_run.rs runs shards"),
     ("kvsharer merge table1-", "the shards of the line before; cli_run.rs merges some"),
-    ("kvsharer report table1.jsonl", "results of the lines before; cli_report.rs reports"),
+    ("kvsharer report ", "results of other lines, and a star for the shell; cli_report.rs reports"),
     ("kvsharer chat", "the tiny model has no chat template; cli_chat.rs talks to one that has"),
     ("printf 'Hello!", "likewise"),
     ("kvsharer fetch hf:", "the network; cli_hub.rs fetches from a server of its own"),
@@ -50,8 +50,6 @@ fn prepare(folder: &Path) {
     }
     write(folder, "questions.jsonl", "{\"prompt\": \"hello\"}\n{\"prompt\": \"the world\"}\n");
     let search = ["search", "-m", &tiny(), "--share", "1", "--threshold", "-1", "-o"];
-    let bench = ["bench", "-m", &tiny(), "--prompt", "4", "--generate", "2", "--repeats", "1", "-o", "bench.json"];
-    run(folder, &bench).succeeds();
     for name in ["shared.json", "strategy.json", "other.json"] {
         run(folder, &[&search[..], &[name]].concat()).succeeds();
     }

@@ -11,7 +11,7 @@
 //! ```no_run
 //! use burn::tensor::{DType, Device};
 //! use kvsharer_eval::BenchmarkOptions;
-//! use kvsharer_eval::experiment::{Experiment, Records, Runner, Shard, Watch};
+//! use kvsharer_eval::experiment::{Experiment, Records, Runner, Shard, Watch, Work};
 //! use std::path::Path;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -39,10 +39,11 @@
 //! let runner = Runner {
 //!     device: Device::flex(), // the CPU, by burn's feature `flex`
 //!     device_name: "cpu".into(),
-//!     dtype: DType::F32,
+//!     dtypes: DType::F32.into(), // or matrices in 16 bits
 //!     dtype_name: "f32".into(),
 //!     options: BenchmarkOptions::default(),
-//!     calibration_batch: |_, samples| (samples.div_ceil(4), 2), // samples of a batch, batches at once
+//!     work: Work::Threads, // of calibration samples; Work::Tokens(8192) suits a GPU
+//!     free_memory: || None, // not known: nothing is refused for it
 //!     shard: Shard::default(), // all cells
 //!     data: ".".into(),
 //!     output: "order.jsonl".into(),

@@ -33,6 +33,7 @@ impl FromStr for DeviceArg {
             ("cuda", Some(index)) => Ok(Self::Cuda(index.unwrap_or(0))),
             #[cfg(feature = "wgpu")]
             ("wgpu", Some(index)) => Ok(Self::Wgpu(index)),
+            #[cfg(not(all(feature = "cuda", feature = "wgpu")))]
             ("cuda" | "wgpu", Some(_)) => Err(format!("this build has no {kind} backend: {}", rebuild(kind))),
             _ => Err("expected cpu, cuda[:INDEX] or wgpu[:INDEX]".into()),
         }
@@ -54,6 +55,7 @@ impl fmt::Display for DeviceArg {
 }
 
 /// How to get a backend that is not built in.
+#[cfg(not(all(feature = "cuda", feature = "wgpu")))]
 pub(super) fn rebuild(kind: &str) -> String {
     format!("build it with `cargo build --release --features {kind}`")
 }

@@ -1,7 +1,9 @@
 //! `kvsharer devices`.
 
 use super::Global;
-use super::device::{DeviceArg, rebuild};
+use super::device::DeviceArg;
+#[cfg(not(all(feature = "cuda", feature = "wgpu")))]
+use super::device::rebuild;
 use super::error::CliError;
 use super::output::{emit, emit_json, table};
 use burn::tensor::{DType, Device};

@@ -61,6 +61,14 @@ pub(crate) struct Batch {
     teacher: Vec<Tensor<4>>,
 }
 
+/// A batch on its way up, so that fitting layer after layer runs each layer once.
+pub(crate) struct Climb {
+    /// The accepted run, from below up to `from` the drafts' own.
+    run: Run,
+    from: LayerId,
+    width: usize,
+}
+
 /// What a fit of a layer is made from.
 pub(crate) struct Captured {
     /// The layer's own keys, `[batch, kv_head, token, head_dim]`.
@@ -121,19 +129,9 @@ impl Batch {
         Run::forward(model, inputs, LayerId(model.shape().len()), &mut replay)
     }
 
-    /// What layer `at` sees and gives under `draft`, which differs from the accepted one only from `from` on.
-    pub(crate) fn capture<M: SearchModel>(
-        &self,
-        model: &M,
-        from: LayerId,
-        at: LayerId,
-        draft: &Draft,
-    ) -> Result<Captured, CacheError> {
-        let drafts = [draft];
-        let mut replay = Replay::new(model.shape(), &drafts, &self.run, from, self.width());
-        replay.capture = Some(at);
-        Run::forward(model, self.run.inputs[from.0].clone(), LayerId(at.0 + 1), &mut replay)?;
-        replay.captured.ok_or(CacheError::OutOfTurn { layer: at })
+    /// The batch at `from`, on its way up under drafts that differ from the accepted one only from there on.
+    pub(crate) fn climb(&self, from: LayerId) -> Climb {
+        Climb { run: self.run.clone(), from, width: self.width() }
     }
 
     /// Makes a run of [`try_from_layer`](Self::try_from_layer) the accepted one.
@@ -205,6 +203,39 @@ impl Batch {
             .iter()
             .enumerate()
             .map(move |(sample, length)| &states[sample * row..sample * row + length * hidden])
+    }
+}
+
+impl Climb {
+    /// The layer it has reached.
+    pub(crate) fn from(&self) -> LayerId {
+        self.from
+    }
+
+    /// What layer `at` sees and gives under `draft`, and the run up to it, for [`advance`](Self::advance).
+    pub(crate) fn capture<M: SearchModel>(
+        &self,
+        model: &M,
+        at: LayerId,
+        draft: &Draft,
+    ) -> Result<(Captured, Run), CacheError> {
+        let drafts = [draft];
+        let mut replay = Replay::new(model.shape(), &drafts, &self.run, self.from, self.width);
+        replay.capture = Some(at);
+        let input = self.run.inputs[self.from.0].clone();
+        let run = Run::forward(model, input, LayerId(at.0 + 1), &mut replay)?.remove(0);
+        Ok((replay.captured.ok_or(CacheError::OutOfTurn { layer: at })?, run))
+    }
+
+    /// Goes up to layer `at`, whose own maps may still change: only its input is taken over.
+    pub(crate) fn advance(&mut self, at: LayerId, mut run: Run) {
+        let below = at.0 - self.from.0;
+        run.keys.truncate(below);
+        run.values.truncate(below);
+        self.run.inputs.splice(self.from.0..=at.0, run.inputs);
+        self.run.keys.splice(self.from.0..at.0, run.keys);
+        self.run.values.splice(self.from.0..at.0, run.values);
+        self.from = at;
     }
 }
 

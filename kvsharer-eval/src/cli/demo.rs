@@ -94,7 +94,7 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<(), CliError> {
         check_output(path)?;
     }
     let tokenizer = files.tokenizer()?;
-    let set = args.search.calibration(&files, &tokenizer)?;
+    let set = args.search.calibration(&files, &tokenizer, global)?;
     let model = load(&files, global)?;
     let searched = args.search.search(&files, &model, &set, None, global)?;
     if let Some(path) = &args.output {

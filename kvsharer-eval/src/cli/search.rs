@@ -70,7 +70,7 @@ pub(super) fn run(args: &SearchArgs, global: &Global) -> Result<(), CliError> {
     check_output(&args.output)?;
     let other = args.compare.as_deref().map(Strategy::load).transpose()?;
     let tokenizer = files.tokenizer()?;
-    let set = args.options.calibration(&files, &tokenizer)?;
+    let set = args.options.calibration(&files, &tokenizer, global)?;
     check_fits(&files, args.options.bytes(&files, &set, global)?, global)?;
     let model = load(&files, global)?;
     let key = json!([files.fingerprint()?, set.hash(), args.options.spec(), global.seed, global.dtype_name()]);
@@ -194,8 +194,9 @@ impl SearchFlags {
         &self,
         files: &ModelFiles,
         tokenizer: &ModelTokenizer,
+        global: &Global,
     ) -> Result<CalibrationSet, CliError> {
-        Ok(self.spec().calibration(tokenizer, files.config().vocab)?)
+        Ok(self.spec().calibration(tokenizer, files.config().vocab, global.seed)?)
     }
 
     /// Bytes of the caches and hidden states of all samples, which a search keeps.

@@ -297,9 +297,9 @@ impl Runner {
         watch: &impl Fn(Watch<'_>),
     ) -> Result<(Strategy, PathBuf), EvalError> {
         let tokenizer = loaded.tokenizer()?;
-        let set = spec.calibration(tokenizer, loaded.files.config().vocab)?;
-        // Only a random order depends on the seed.
+        // Only random orders and drawn samples depend on the seed.
         let seed = if spec.is_random() { seed } else { 0 };
+        let set = spec.calibration(tokenizer, loaded.files.config().vocab, seed)?;
         // What the samples are says their hash, wherever they lie.
         let named = SearchSpec { calibration: None, ..spec.clone() };
         let key = json!([named, set.hash(), loaded.hash, seed, self.dtype_name, LIBRARY]).to_string();

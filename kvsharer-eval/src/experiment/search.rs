@@ -7,6 +7,8 @@ use kvsharer_core::{
     Order, Paper, Refine, Refit, SearchOptions, SearchStrategy, Sharing, Strategies, Units,
 };
 use kvsharer_models::{ModelError, ModelTokenizer};
+use rand::{SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -93,7 +95,9 @@ pub struct SearchSpec {
     pub windows: bool,
     /// Samples of the text that are left out before the first.
     pub skip: usize,
-    /// Samples used, the first of the text.
+    /// Whether samples are drawn from the rest of the text, by the seed, instead of being its first.
+    pub shuffle: bool,
+    /// Samples used.
     pub samples: usize,
     /// Tokens each sample is cut to.
     pub sample_tokens: usize,
@@ -136,6 +140,7 @@ impl Default for SearchSpec {
             calibration: None,
             windows: false,
             skip: 0,
+            shuffle: false,
             samples: 30,
             sample_tokens: 64,
             max_trials: None,
@@ -206,9 +211,8 @@ impl SearchSpec {
 
     /// Whether the seed matters.
     pub fn is_random(&self) -> bool {
-        self.strategy
-            .iter()
-            .any(|&name| name == StrategyName::Random || name == StrategyName::Paper && self.order == Order::Random)
+        let random = |&name| name == StrategyName::Random || name == StrategyName::Paper && self.order == Order::Random;
+        self.shuffle || self.strategy.iter().any(random)
     }
 
     fn fixed(&self, layers: usize) -> Result<Fixed, EvalError> {
@@ -225,7 +229,12 @@ impl SearchSpec {
     ///
     /// # Errors
     /// [`EvalError`] for a text that cannot be read or has no sample.
-    pub fn calibration(&self, tokenizer: &ModelTokenizer, vocab: usize) -> Result<CalibrationSet, EvalError> {
+    pub fn calibration(
+        &self,
+        tokenizer: &ModelTokenizer,
+        vocab: usize,
+        seed: u64,
+    ) -> Result<CalibrationSet, EvalError> {
         let own = match &self.calibration {
             Some(path) => {
                 let io = |source| EvalError::Io { path: path.clone(), source };
@@ -238,13 +247,10 @@ impl SearchSpec {
         let ids = match self.windows {
             true => {
                 let ids = tokenizer.encode(text).map_err(ModelError::from)?;
-                let windows = ids.chunks(self.sample_tokens.max(1)).skip(self.skip).take(self.samples);
-                windows.map(<[u32]>::to_vec).collect()
+                let windows = self.drawn(ids.chunks(self.sample_tokens.max(1)), seed);
+                windows.into_iter().map(<[u32]>::to_vec).collect()
             }
-            false => {
-                let lines: Vec<&str> = texts::samples(text).skip(self.skip).take(self.samples).collect();
-                tokenizer.encode_batch(&lines).map_err(ModelError::from)?
-            }
+            false => tokenizer.encode_batch(&self.drawn(texts::samples(text), seed)).map_err(ModelError::from)?,
         };
         if let Some(&id) = ids.iter().flatten().find(|&&id| id as usize >= vocab) {
             return Err(ModelError::TokenOutOfRange { id, vocab }.into());
@@ -253,6 +259,18 @@ impl SearchSpec {
             path: self.calibration.clone().unwrap_or_else(|| "builtin:calibration".into()),
             source,
         })
+    }
+
+    /// The samples wanted of all of them.
+    fn drawn<T>(&self, all: impl Iterator<Item = T>, seed: u64) -> Vec<T> {
+        let rest = all.skip(self.skip);
+        if !self.shuffle {
+            return rest.take(self.samples).collect();
+        }
+        let mut rest: Vec<T> = rest.collect();
+        rest.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        rest.truncate(self.samples);
+        rest
     }
 }
 

@@ -72,9 +72,8 @@ struct Seen {
 
 impl Target {
     /// Fails at the first input that panics, or takes too much memory or time; the input is written where the message
-    /// says.
-    pub(crate) fn run(&self) {
-        let _turn = turn();
+    /// says. The turn is taken before the target is made: seeds are memory too.
+    pub(crate) fn run(&self, _turn: &MutexGuard<'static, ()>) {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (seen, watch) = (RefCell::new(Seen::default()), Watch::new(folder.path()));
         for seed in &self.seeds {

@@ -20,7 +20,8 @@ macro_rules! fuzz {
     ($($name:ident: $target:expr,)*) => {
         $(#[test]
         fn $name() {
-            $target.run();
+            let turn = driver::turn();
+            $target.run(&turn);
         })*
     };
 }

@@ -79,7 +79,10 @@ pub(in crate::cli) struct SearchFlags {
     /// Samples of the text that are left out before the first
     #[arg(long, default_value_t = 0)]
     skip: usize,
-    /// Samples used, the first of the text
+    /// Draw the samples from the rest of the text, by --seed, instead of taking its first
+    #[arg(long)]
+    shuffle: bool,
+    /// Samples used
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     pub(in crate::cli) samples: u32,
     /// Tokens each sample is cut to; shorter samples count with the tokens they have
@@ -153,6 +156,7 @@ impl SearchFlags {
             calibration: self.calibration.clone(),
             windows: self.windows,
             skip: self.skip,
+            shuffle: self.shuffle,
             samples: self.samples as usize,
             sample_tokens: self.sample_tokens as usize,
             max_trials: self.max_trials,

@@ -4,7 +4,7 @@
 //! the query axis. Queries run in blocks, so that no queries x keys matrix of a whole prompt is ever held, and a
 //! block of a causal prefill reads only the keys up to its last query, from the first one a sliding window shows.
 
-use crate::kernels::attend_one;
+use crate::kernels::{attend_block, attend_one};
 use crate::{Evidence, EvidenceKind, axis};
 use burn::tensor::{
     Bool, DType, Device, Int, Tensor, TensorData, activation::softmax, module, ops::AttentionModuleOptions,
@@ -375,6 +375,9 @@ impl Block {
     }
 
     fn fused(self) -> Tensor<4> {
+        if let Some(output) = attend_block(&self.query, &self.keys, &self.values, self.mask.as_ref()) {
+            return output;
+        }
         module::attention(self.query, self.keys, self.values, self.mask, None, AttentionModuleOptions::default())
     }
 }

@@ -91,6 +91,9 @@ pub use calibrate::{Averages, CalibrationError, CalibrationSet, hex};
 pub use error::{CacheError, PlanError};
 pub use fs::{read_at_most, write_atomically};
 pub use ids::{GroupId, LayerId, SlotId, axis};
+#[cfg(feature = "cpu-kernels")]
+#[doc(hidden)]
+pub use kernels::exp;
 pub use packing::Quantisation;
 pub use plan::{Group, LayerSlots, Plan, Slot};
 pub use policy::{

@@ -1,6 +1,6 @@
 //! Rotary position encoding (RoFormer, arXiv 2104.09864) in the half-split layout of Llama and Hugging Face.
 
-use crate::axis;
+use crate::{axis, kernels};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use std::ops::Range;
 
@@ -102,6 +102,9 @@ impl RopeTable {
     /// # Shapes
     /// `x` and result: `[batch, head, token, head_dim]`.
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
+        if let Some(turned) = kernels::turn(&x, &self.cos, &self.sin) {
+            return turned;
+        }
         let dtype = x.dtype();
         let row = |table: &Tensor<2>| table.clone().cast(dtype).unsqueeze::<4>();
         rotate(x, row(&self.cos), row(&self.sin))

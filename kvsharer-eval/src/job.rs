@@ -3,8 +3,8 @@
 use crate::needles::NeedleKind;
 use crate::tasks::{Protocol, TaskFiles, find_task, tasks};
 use crate::{
-    Benchmark, BenchmarkOptions, EvalError, Evaluated, NeedleTask, PerplexityOptions, Reduce, StepwiseOptions,
-    TaskResult, benchmark, perplexity, stepwise, texts,
+    Benchmark, BenchmarkOptions, Divergence, EvalError, Evaluated, NeedleTask, PerplexityOptions, Reduce,
+    StepwiseOptions, TaskResult, benchmark, perplexity, stepwise, texts,
 };
 use kvsharer_core::{Lengths, Plan, SearchModel, Stack, hex};
 use kvsharer_models::hub::{Hub, HubReference, RepositoryKind};
@@ -44,6 +44,10 @@ pub struct TaskSpec {
     pub window: usize,
     /// Tokens of a forward pass of a perplexity window; 0 is all.
     pub chunk: usize,
+    /// Whether a perplexity comes with the KL divergence of its predictions from those of the untouched model with a full
+    /// cache, which runs beside it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub kl: bool,
     /// First tokens of a stepwise document that run in one pass.
     pub prefill: usize,
     /// Stepwise documents that go through one cache.
@@ -72,6 +76,7 @@ impl Default for TaskSpec {
             max_new_tokens: 100,
             window: 1024,
             chunk: 0,
+            kl: false,
             prefill: 0,
             batch: 1,
             lengths: vec![512, 1024],
@@ -230,19 +235,20 @@ impl Job {
         Some((batch, Lengths { tokens: lengths.tokens.min(text.len() + 8), ..lengths }))
     }
 
-    /// Runs it; `stack` makes the policies of a cache.
+    /// Runs it with `model`, which is `loaded` with what a strategy has made of it; `stack` makes the policies of a cache.
     ///
     /// # Errors
     /// Whatever the task, the model, the policies and the cache refuse.
     pub fn run<'p>(
         &self,
         model: &Decoder,
+        loaded: &Decoder,
         tokenizer: &ModelTokenizer,
         options: &BenchmarkOptions,
         stack: impl Fn() -> Result<Stack<'p>, EvalError> + Sync,
         progress: impl Fn(Step) + Sync,
     ) -> Result<Evaluated, EvalError> {
-        let run = || self.run_here(model, tokenizer, options, &stack, &progress);
+        let run = || self.run_here(model, loaded, tokenizer, options, &stack, &progress);
         let alone = options.score.one_at_a_time.then(|| rayon::ThreadPoolBuilder::new().num_threads(1).build());
         match alone {
             Some(Ok(pool)) => pool.install(run),
@@ -253,6 +259,7 @@ impl Job {
     fn run_here<'p>(
         &self,
         model: &Decoder,
+        loaded: &Decoder,
         tokenizer: &ModelTokenizer,
         options: &BenchmarkOptions,
         stack: impl Fn() -> Result<Stack<'p>, EvalError> + Sync,
@@ -275,7 +282,7 @@ impl Job {
                 task.run(model, tokenizer, stack, done)
             }
             Kind::Windows { text } | Kind::Stepwise { text } => {
-                self.perplexity(text, model, tokenizer, options.score.reduce, stack, &progress)
+                self.perplexity(text, (model, loaded), tokenizer, options.score.reduce, stack, &progress)
             }
         }
     }
@@ -283,7 +290,7 @@ impl Job {
     fn perplexity<'p>(
         &self,
         text: &str,
-        model: &Decoder,
+        (model, loaded): (&Decoder, &Decoder),
         tokenizer: &ModelTokenizer,
         reduce: Reduce,
         stack: impl Fn() -> Result<Stack<'p>, EvalError> + Sync,
@@ -304,7 +311,7 @@ impl Job {
         let done = |tokens| progress(Step::Done(tokens));
         let evicts = Plan::new(model.shape(), &stack()?)?.evicts();
         let scored = match is_windows {
-            true => perplexity(model, &ids, &spec.windows(reduce), &stack, done),
+            true => perplexity(model, spec.kl.then_some(loaded), &ids, &spec.windows(reduce), &stack, done),
             false => stepwise(model, &ids, &stepwise_options, &stack, done),
         };
         let scored = scored.map_err(|error| match (error, &spec.path) {
@@ -314,10 +321,13 @@ impl Job {
             (error, _) => error,
         })?;
         let metric = |value, stderr| crate::Metric { value, stderr };
-        let metrics = BTreeMap::from([
+        let mut metrics = BTreeMap::from([
             ("perplexity".to_owned(), metric(scored.value, scored.stderr)),
             ("nll".to_owned(), metric(scored.nll, scored.stderr.map(|stderr| stderr / scored.value))),
         ]);
+        if let Some(Divergence { kl, same_top }) = scored.divergence {
+            metrics.extend([("kl".to_owned(), kl), ("same_top".to_owned(), same_top)]);
+        }
         let result = TaskResult {
             task: spec.task.clone(),
             protocol: if is_windows { "windows" } else { "stepwise" }.into(),

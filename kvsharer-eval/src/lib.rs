@@ -94,7 +94,7 @@ pub use job::{Job, OTHER_TASKS, Step, TaskSpec, check_task};
 pub use journal::{Journal, Journaled};
 pub use logits::Reduce;
 pub use memory::{DoesNotFit, check_memory, free_host_memory};
-pub use perplexity::{Perplexity, PerplexityOptions, StepwiseOptions, perplexity, stepwise};
+pub use perplexity::{Divergence, Perplexity, PerplexityOptions, StepwiseOptions, perplexity, stepwise};
 pub use results::{BenchmarkResult, Metric, Results, Sample, TaskResult};
 pub use retrieval::NeedleTask;
 pub use share::{BadShare, Share};

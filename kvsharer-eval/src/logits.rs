@@ -63,6 +63,50 @@ pub(crate) fn score_positions(
     Ok(scores)
 }
 
+/// How far `other` is from `full`, each a model and its states after the final norm: the sum of `KL(full || other)` of
+/// the next token's distribution over all positions, in nats and in f64, and at how many of them both find the same token
+/// most likely.
+///
+/// # Shapes
+/// States: `[1, token, hidden]`.
+pub(crate) fn divergence(
+    full: (&Decoder, Tensor<3>),
+    other: (&Decoder, Tensor<3>),
+) -> Result<(f64, usize), ModelError> {
+    let tokens = full.1.dims()[1];
+    let (mut kl, mut same) = (0.0, 0);
+    for start in (0..tokens).step_by(ROWS) {
+        let rows = start..tokens.min(start + ROWS);
+        let logits = |(model, states): &(&Decoder, Tensor<3>)| {
+            let logits = model.logits(states.clone().slice_dim(1, rows.clone()));
+            Ok::<_, ModelError>((logits.dims()[2], to_host(logits)?))
+        };
+        let ((vocab, full), (_, other)) = (logits(&full)?, logits(&other)?);
+        let pairs = full.par_chunks(vocab).zip(other.par_chunks(vocab));
+        let found: Vec<(f64, bool)> = pairs.map(|(full, other)| row_divergence(full, other)).collect();
+        kl += found.iter().map(|(kl, _)| kl).sum::<f64>();
+        same += found.iter().filter(|(_, same)| *same).count();
+    }
+    Ok((kl, same))
+}
+
+/// The same of one row of logits each.
+fn row_divergence(full: &[f32], other: &[f32]) -> (f64, bool) {
+    let top = |row: &[f32]| {
+        row.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, &x)| if x > best.1 { (i, x) } else { best })
+    };
+    let ((full_token, full_best), (token, best)) = (top(full), top(other));
+    let (mut mass, mut other_mass, mut product) = (0.0_f64, 0.0_f64, 0.0_f64);
+    for (&a, &b) in full.iter().zip(other) {
+        let (a, b) = (a - full_best, b - best);
+        let weight = f64::from(a.exp());
+        mass += weight;
+        other_mass += f64::from(b.exp());
+        product += weight * f64::from(a - b);
+    }
+    (product / mass - mass.ln() + other_mass.ln(), full_token == token)
+}
+
 /// [`score_on_host`] without what only the device could tell.
 pub(crate) fn target_nll(logits: Tensor<3>, targets: &[u32]) -> Result<Vec<f64>, ModelError> {
     Ok(score_on_host(logits, targets)?.into_iter().map(|score| score.nll).collect())
@@ -145,6 +189,18 @@ mod tests {
             assert!((found.nll - 2.0_f64.ln()).abs() < 1e-6, "{found:?}");
             assert!(found.greedy);
         }
+    }
+
+    #[test]
+    fn divergence_is_that_of_the_distributions() {
+        let [p, q] = [[0.5_f64, 0.25, 0.25], [0.2, 0.3, 0.5]];
+        // Logits are logarithms up to a constant.
+        let [full, other] = [(p, 3.0), (q, -7.0)].map(|(p, shift)| p.map(|p| (p.ln() + shift) as f32));
+        let exact: f64 = p.iter().zip(q).map(|(p, q)| p * (p / q).ln()).sum();
+        let (kl, same) = row_divergence(&full, &other);
+        assert!((kl - exact).abs() < 1e-6 && !same, "{kl} instead of {exact}");
+        let (kl, same) = row_divergence(&full, &full);
+        assert!(kl.abs() < 1e-12 && same);
     }
 
     #[test]

@@ -76,6 +76,27 @@ fn sharing_changes_the_perplexity_and_halves_the_bytes() {
 }
 
 #[test]
+fn divergence_is_measured_from_the_full_cache() {
+    let work = folder();
+    let path = strategy(work.path());
+    let metrics = |more: &[&str]| {
+        let results = eval(work.path(), &[&["--json", "--kl"], more].concat()).json();
+        ["kl", "same_top", "perplexity"].map(|name| results["results"][0]["metrics"][name]["value"].as_f64().unwrap())
+    };
+    let [kl, same, full] = metrics(&[]);
+    assert!(kl.abs() < 1e-6 && same == 1.0, "{kl} {same}");
+    let [kl, same, shared] = metrics(&["--strategy", &path]);
+    assert!(kl > 1e-3 && same < 1.0, "{kl} {same}");
+    // The expectation of the difference in NLL over the full cache's own predictions, which the text only samples.
+    assert!(((shared / full).ln() - kl).abs() < 1.0, "{kl}");
+    // Evictions count where passes let them.
+    let [chunked, ..] = metrics(&["--policy", "streaming-llm:sinks=1,window=7", "--chunk", "4"]);
+    assert!(chunked > 1e-3, "{chunked}");
+    eval(work.path(), &["--task", "stepwise=text.txt", "--kl"]).succeeds();
+    run(work.path(), &["eval", "-m", &tiny(), "--task", "stepwise=text.txt", "--kl"]).fails(2, "--kl");
+}
+
+#[test]
 fn a_map_that_shares_nothing_changes_nothing() {
     let work = folder();
     run(work.path(), &["search", "-m", &tiny(), "--share", "1", "--threshold", "1", "-o", "none.json"]).succeeds();

@@ -35,7 +35,7 @@ fn step(text: &[u32], options: StepwiseOptions) -> Perplexity {
 
 fn by_windows(text: &[u32], window: usize, limit: Option<usize>) -> Perplexity {
     let options = PerplexityOptions { window, limit, ..PerplexityOptions::default() };
-    perplexity(&MODEL, text, &options, || Ok(Stack::new()), |_| {}).expect("a perplexity")
+    perplexity(&MODEL, None, text, &options, || Ok(Stack::new()), |_| {}).expect("a perplexity")
 }
 
 fn sum(scored: &Perplexity) -> f64 {
@@ -69,7 +69,7 @@ fn what_is_evicted_counts_as_in_windows_of_one_token_a_pass() {
     for (sharing, policies) in &stacks()[1..] {
         let stack = || build_stack(sharing.as_ref(), policies);
         let steps = stepwise(&MODEL, &text, &options, stack, |_| {}).expect("a perplexity");
-        let chunks = perplexity(&MODEL, &text, &windows, stack, |_| {}).expect("a perplexity");
+        let chunks = perplexity(&MODEL, None, &text, &windows, stack, |_| {}).expect("a perplexity");
         assert_close(steps.nll, chunks.nll, "NLL");
         assert!((steps.nll / full.nll - 1.0).abs() > 1e-3, "{policies:?} had no effect");
     }

@@ -1,5 +1,6 @@
 //! The gated MLP (SwiGLU and GeGLU, arXiv 2002.05202).
 
+use crate::kernels::gated;
 use crate::linear::Linear;
 use burn::tensor::{
     Tensor,
@@ -43,6 +44,8 @@ impl Mlp {
     /// # Shapes
     /// `[batch, token, hidden]` to the same.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.down.forward(self.activation.forward(self.gate.forward(x.clone())) * self.up.forward(x))
+        let (gate, up) = (self.gate.forward(x.clone()), self.up.forward(x));
+        let open = gated(self.activation, &gate, &up);
+        self.down.forward(open.unwrap_or_else(|| self.activation.forward(gate) * up))
     }
 }

@@ -4,8 +4,9 @@
 use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
 use kvsharer_core::testing::max_difference;
 use kvsharer_core::{
-    Adapter, Attend, Cache, CacheError, CalibrationSet, Fit, Fixed, Greedy, Kv, LayerId, LayerMap, Mix, Objective,
-    Progress, SearchModel, SearchOptions, Sharing, Stack, Target, Turn, Units, search,
+    Adapter, Attend, Cache, CacheError, CalibrationSet, Change, Draft, Fit, Fixed, Greedy, Ground, Kv, LayerId,
+    LayerMap, Mix, Move, Objective, Progress, SearchError, SearchModel, SearchOptions, SearchStrategy, Sharing, Stack,
+    Target, Turn, Units, search,
 };
 use kvsharer_models::{Decoder, open_model};
 use std::collections::BTreeMap;
@@ -189,6 +190,50 @@ fn a_fixed_map_is_carried_out_as_given() {
     let set = CalibrationSet::new(tokens(2), TOKENS).unwrap();
     let found = search(&model, &set, &fixed, &SearchOptions::new(1), &mut |_: Progress<'_>| {}).unwrap();
     assert_eq!(found.draft.sharing(), &sharing);
+}
+
+/// Takes over given moves, a step each.
+#[derive(Debug)]
+struct OneByOne(Vec<Move>);
+
+impl SearchStrategy for OneByOne {
+    fn name(&self) -> String {
+        "one by one".into()
+    }
+
+    fn run(&self, ground: &mut dyn Ground) -> Result<(), SearchError> {
+        self.0.iter().try_for_each(|&share| ground.accept(&[Change::Share(share)]))
+    }
+}
+
+#[test]
+fn maps_fitted_in_one_pass_are_those_fitted_one_after_the_other() {
+    let model = model();
+    let set = CalibrationSet::new(tokens(6), TOKENS).unwrap();
+    for permute_heads in [false, true] {
+        let options = SearchOptions { fit: Fit::Full, held_back: 0.34, permute_heads, ..SearchOptions::new(2) };
+        let sharing = Sharing::both([(1, 0), (3, 2)]).unwrap();
+        let moves =
+            sharing.keys().iter().map(|(borrower, donor)| Move { borrower, donor, units: Units::Both, fitted: true });
+        let one_by_one = OneByOne(moves.collect());
+        let at_once = Fixed { sharing, name: "fixed".into() };
+        let fitted = |strategy: &dyn SearchStrategy| {
+            let found = search(&model, &set, strategy, &options, &mut |_: Progress<'_>| {}).unwrap();
+            (found.steps.last().unwrap().clone(), found.draft)
+        };
+        let ((step, draft), (wanted, other)) = (fitted(&at_once), fitted(&one_by_one));
+        let weights = |draft: &Draft, layer: usize| match draft.adapters()[&LayerId(layer)].mix.clone() {
+            Some(Mix::Full { weight, .. }) => weight.try_into_vec_as::<f32>().unwrap(),
+            other => panic!("{other:?}"),
+        };
+        for layer in [1, 3] {
+            let far = weights(&draft, layer).into_iter().zip(weights(&other, layer)).map(|(a, b)| (a - b).abs());
+            assert!(far.fold(0.0, f32::max) < 1e-4, "layer {layer}");
+        }
+        assert!((step.objective - wanted.objective).abs() < 1e-6, "{} and {}", step.objective, wanted.objective);
+        let held = step.held_back.zip(wanted.held_back).map(|(a, b)| (a - b).abs());
+        assert!(held.unwrap() < 1e-6, "{held:?}");
+    }
 }
 
 /// Keeps the values a layer computes.

@@ -1,7 +1,8 @@
 //! One query a sequence: keys and values are read where they lie, each once for the whole group of query heads.
 
+use super::exp::exp;
+use super::rows::Rows;
 use burn::backend::Flex;
-use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, Tensor, TensorData};
 use rayon::prelude::*;
 
@@ -41,31 +42,6 @@ pub(super) fn attend_one(query: &Tensor<4>, keys: &Tensor<4>, values: &Tensor<4>
     Some((tensor(output, dim), tensor(weights, cells)))
 }
 
-/// Rows of a `[batch, head, cell, head_dim]` view whose last two axes lie row behind row.
-#[derive(Clone, Copy)]
-struct Rows<'a> {
-    all: &'a [f32],
-    start: usize,
-    batch: usize,
-    head: usize,
-}
-
-impl<'a> Rows<'a> {
-    fn of(tensor: &'a FloatTensor<Flex>, dim: usize) -> Option<Self> {
-        let layout = tensor.layout();
-        let strides = layout.strides().iter().map(|&stride| usize::try_from(stride).ok());
-        let strides = strides.collect::<Option<Vec<usize>>>()?;
-        let &[batch, head, cell, channel] = &strides[..] else { return None };
-        (cell == dim && channel == 1).then(|| Self { all: tensor.storage(), start: layout.start_offset(), batch, head })
-    }
-
-    /// The elements of one head.
-    fn head(self, (sequence, head, elements): (usize, usize, usize)) -> &'a [f32] {
-        let start = self.start + sequence * self.batch + head * self.head;
-        &self.all[start..start + elements]
-    }
-}
-
 /// One head of one sequence with the queries of its group.
 struct Head<'a> {
     query: &'a [f32],
@@ -83,7 +59,7 @@ impl Head<'_> {
                 *weight = dot(query, key) * scale;
             }
             let top = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            weights.iter_mut().for_each(|weight| *weight = (*weight - top).exp());
+            weights.iter_mut().for_each(|weight| *weight = exp(*weight - top));
             let mass = weights.iter().map(|&weight| f64::from(weight)).sum::<f64>() as f32;
             for (weight, value) in weights.iter_mut().zip(values.chunks_exact(dim)) {
                 *weight /= mass;

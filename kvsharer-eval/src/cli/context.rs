@@ -223,9 +223,14 @@ impl StackPlan {
     /// Loads the weights onto the device, with the strategy's fitted maps in them.
     pub(super) fn load(&self, files: &ModelFiles, global: &Global) -> Result<Decoder, CliError> {
         let model = load(files, global)?;
-        let Some((strategy, path)) = &self.strategy else { return Ok(model) };
+        Ok(self.folded(&model)?.unwrap_or(model))
+    }
+
+    /// The model with the strategy's fitted maps in it, where there is a strategy. Weights they leave alone are shared.
+    pub(super) fn folded(&self, model: &Decoder) -> Result<Option<Decoder>, CliError> {
+        let Some((strategy, path)) = &self.strategy else { return Ok(None) };
         let folded = model.folded(&strategy.load_adapters(path, &model.device())?)?;
-        Ok(folded.without_attention(&strategy.dropped)?)
+        Ok(Some(folded.without_attention(&strategy.dropped)?))
     }
 
     /// The same with the budget of the evicting policy that fits `target`.

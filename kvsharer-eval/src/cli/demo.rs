@@ -218,7 +218,7 @@ impl Demo<'_> {
         let (window, chunk) = (self.args.tokens as usize, self.args.pass());
         let options = PerplexityOptions { window, chunk, ..PerplexityOptions::default() };
         let done = |tokens| self.progress.inc(tokens as u64);
-        Ok(perplexity(model, self.text, &options, || plan.stack(), done)?)
+        Ok(perplexity(model, None, self.text, &options, || plan.stack(), done)?)
     }
 
     fn continue_prompt(&self, model: &Decoder, plan: &StackPlan) -> Result<String, CliError> {

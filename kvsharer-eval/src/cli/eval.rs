@@ -3,7 +3,7 @@
 mod task;
 
 use super::Global;
-use super::context::{ModelArg, StackArgs, check_fits, check_output, check_placement};
+use super::context::{ModelArg, StackArgs, check_fits, check_output, check_placement, load};
 use super::error::CliError;
 use super::output::{bar, complain, emit, emit_json, human_bytes, table, write_json, write_json_lines};
 use clap::Args;
@@ -51,6 +51,10 @@ pub(super) struct EvalArgs {
     /// no eviction
     #[arg(long, default_value_t = 0)]
     chunk: u32,
+    /// Task perplexity: also the KL divergence of the predictions from those of the full cache, and how often both find
+    /// the same token most likely
+    #[arg(long)]
+    kl: bool,
     /// Task stepwise: first tokens of a document that run in one pass, as a prompt does, and are not scored
     #[arg(long, default_value_t = 0)]
     prefill: u32,
@@ -96,6 +100,9 @@ impl EvalArgs {
         if self.chunk > 0 && !self.has("perplexity") {
             return Err(CliError::usage("--chunk is for --task perplexity=PATH: stepwise runs token by token"));
         }
+        if self.kl && !self.has("perplexity") {
+            return Err(CliError::usage("--kl is for --task perplexity=PATH, which is not asked for"));
+        }
         let size = |number: u32| number as usize;
         let spec = |task: &TaskArg| TaskSpec {
             task: task.name.clone(),
@@ -109,6 +116,7 @@ impl EvalArgs {
             max_new_tokens: size(self.max_new_tokens),
             window: size(self.window),
             chunk: size(self.chunk),
+            kl: self.kl,
             prefill: size(self.prefill),
             batch: size(self.batch),
             lengths: self.lengths.iter().copied().map(size).collect(),
@@ -152,7 +160,9 @@ pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<(), CliError> {
     let cache = lengths.map(|(batch, lengths)| checked.plan.bytes(batch, lengths, size)).max().unwrap_or(0);
     check_fits(&files, cache * if options.score.one_at_a_time { 1 } else { threads }, global)?;
     let tokenizer = files.tokenizer()?;
-    let model = checked.load(&files, global)?;
+    let loaded = load(&files, global)?;
+    let folded = checked.folded(&loaded)?;
+    let model = folded.as_ref().unwrap_or(&loaded);
     let start = Instant::now();
     let (mut results, mut samples, mut plan_bytes) = (Vec::new(), Vec::new(), 0);
     for job in &jobs {
@@ -161,7 +171,7 @@ pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<(), CliError> {
             Step::Total(total) => bar.set_length(total as u64),
             Step::Done(steps) => bar.inc(steps as u64),
         };
-        let evaluated = job.run(&model, &tokenizer, &options, || checked.stack(), progress)?;
+        let evaluated = job.run(model, &loaded, &tokenizer, &options, || checked.stack(), progress)?;
         bar.finish_and_clear();
         let (batch, lengths) = evaluated.largest;
         plan_bytes = plan_bytes.max(checked.plan.bytes(batch, lengths, model.dtype().size()));

@@ -183,7 +183,7 @@ impl Runner {
                 let tokenizer = loaded.tokenizer()?;
                 let options = BenchmarkOptions { seed, ..self.options.clone() };
                 let progress = |step| watch(Watch::Step(step));
-                let evaluated = jobs[task].run(model, tokenizer, &options, stack_of, progress)?;
+                let evaluated = jobs[task].run(model, &loaded.model, tokenizer, &options, stack_of, progress)?;
                 (json!(evaluated.result), evaluated.largest)
             }
             CellKind::Bench(bench_index) => {

@@ -1,10 +1,10 @@
 //! A search as the command line or an experiment file describes it.
 
-use crate::{EvalError, Share, texts};
+use crate::{EvalError, Share, strategy_path, texts};
 use clap::ValueEnum;
 use kvsharer_core::{
     Adjacent, Beam, CalibrationSet, Distance, DropLayers, Fit, Fixed, Gate, Greedy, Kv, LayerId, LayerMap, Objective,
-    Order, Paper, Refine, Refit, SearchOptions, SearchStrategy, Sharing, Strategies, Units,
+    Order, Paper, Refine, Refit, SearchOptions, SearchStrategy, Sharing, Strategies, Strategy, Units,
 };
 use kvsharer_models::{ModelError, ModelTokenizer};
 use rand::{SeedableRng, seq::SliceRandom};
@@ -85,7 +85,7 @@ pub struct SearchSpec {
     pub gate: Gate,
     /// A pair is kept if the similarity is greater; -1 keeps every pair.
     pub threshold: f64,
-    /// A JSON map, for the strategy `fixed`.
+    /// A JSON map, for the strategy `fixed`; of a strategy file the step that saves `share`.
     pub map: Option<PathBuf>,
     /// A map in LCKV's notation, for the strategy `fixed`.
     pub layer_types: Option<String>,
@@ -217,7 +217,7 @@ impl SearchSpec {
 
     fn fixed(&self, layers: usize) -> Result<Fixed, EvalError> {
         match (&self.map, &self.layer_types) {
-            (Some(path), None) => Ok(Fixed { sharing: read_map(path)?, name: "fixed".into() }),
+            (Some(path), None) => Ok(Fixed { sharing: read_map(path, self.share, layers)?, name: "fixed".into() }),
             (None, Some(types)) => {
                 Fixed::from_layer_types(types, layers).map_err(|error| EvalError::BadSearch(error.to_string()))
             }
@@ -274,16 +274,23 @@ impl SearchSpec {
     }
 }
 
-/// A map: `{"5": 3}` for keys and values alike, or `{"key_map": {…}, "value_map": {…}}`, of which a strategy file is one.
-fn read_map(path: &Path) -> Result<Sharing, EvalError> {
+/// A map: `{"5": 3}` for keys and values alike, `{"key_map": {…}, "value_map": {…}}`, or a strategy file (or
+/// `builtin:NAME`) as it was when it had saved `share`.
+fn read_map(path: &Path, share: Share, layers: usize) -> Result<Sharing, EvalError> {
     #[derive(Deserialize)]
     struct Apart {
         key_map: BTreeMap<LayerId, LayerId>,
         value_map: BTreeMap<LayerId, LayerId>,
     }
+    let path = &strategy_path(path)?;
     let text = std::fs::read(path).map_err(|source| EvalError::Io { path: path.into(), source })?;
     let bad = |what: String| EvalError::BadSearch(format!("{}: {what}", path.display()));
     let none = || bad("no map: give {\"borrower\": donor, …} or {\"key_map\": {…}, \"value_map\": {…}}".into());
+    if let Ok(strategy) = serde_json::from_slice::<Strategy>(&text)
+        && !strategy.steps.is_empty()
+    {
+        return Ok(strategy.at(share.fraction(layers))?.sharing()?);
+    }
     let (keys, values) = match serde_json::from_slice(&text) {
         Ok(Apart { key_map, value_map }) => (key_map, value_map),
         Err(_) => {

@@ -4,7 +4,7 @@
 mod stepwise;
 mod windows;
 
-use crate::EvalError;
+use crate::{EvalError, Metric};
 pub use stepwise::{StepwiseOptions, stepwise};
 pub use windows::{PerplexityOptions, perplexity};
 
@@ -25,20 +25,38 @@ pub struct Perplexity {
     pub longest: usize,
     /// Pieces that shared a cache, at most; those of the greatest number are of the longest.
     pub batch: usize,
+    /// How far the predictions are from those of the untouched model, if that was asked for.
+    pub divergence: Option<Divergence>,
+}
+
+/// How far the next token's distribution is from that of the untouched model with the full cache.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Divergence {
+    /// Mean of `KL(full || this)` over predicted tokens, in nats.
+    pub kl: Metric,
+    /// Part of the positions at which both find the same token most likely.
+    pub same_top: Metric,
 }
 
 impl Perplexity {
     /// From each piece's sum of NLL and number of predicted tokens.
     fn of(scored: &[(f64, usize)], longest: usize, batch: usize) -> Self {
-        let tokens: usize = scored.iter().map(|(_, tokens)| tokens).sum();
-        let nll = scored.iter().map(|(sum, _)| sum).sum::<f64>() / tokens as f64;
-        let count = scored.len() as f64;
-        let residuals: f64 = scored.iter().map(|(sum, tokens)| (sum - nll * *tokens as f64).powi(2)).sum();
-        let stderr = (residuals * count / (count - 1.0)).sqrt() / tokens as f64;
+        let Metric { value: nll, stderr } = mean(scored);
         let value = nll.exp();
-        let stderr = (scored.len() > 1).then_some(value * stderr);
-        Self { value, stderr, nll, windows: scored.len(), tokens, longest, batch }
+        let tokens = scored.iter().map(|(_, tokens)| tokens).sum();
+        let stderr = stderr.map(|stderr| value * stderr);
+        Self { value, stderr, nll, windows: scored.len(), tokens, longest, batch, divergence: None }
     }
+}
+
+/// The mean over tokens, of each piece's sum and number of tokens.
+fn mean(scored: &[(f64, usize)]) -> Metric {
+    let tokens: usize = scored.iter().map(|(_, tokens)| tokens).sum();
+    let value = scored.iter().map(|(sum, _)| sum).sum::<f64>() / tokens as f64;
+    let count = scored.len() as f64;
+    let residuals: f64 = scored.iter().map(|(sum, tokens)| (sum - value * *tokens as f64).powi(2)).sum();
+    let stderr = (residuals * count / (count - 1.0)).sqrt() / tokens as f64;
+    Metric { value, stderr: (scored.len() > 1).then_some(stderr) }
 }
 
 /// The first `limit` pieces of `length` tokens, a last shorter one among them if it has at least `least`.

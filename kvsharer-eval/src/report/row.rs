@@ -149,9 +149,9 @@ pub struct Row {
 /// Whether a greater number is the better one; `None` for numbers that are neither.
 pub fn greater_is_better(metric: &str) -> Option<bool> {
     let has = |parts: &[&str]| parts.iter().any(|part| metric.contains(part));
-    if has(&["perplexity", "nll", "bits_per_byte", "_ms", "bytes"]) && !metric.starts_with("acc") {
+    if metric == "kl" || has(&["perplexity", "nll", "bits_per_byte", "_ms", "bytes"]) && !metric.starts_with("acc") {
         Some(false)
-    } else if has(&["acc", "rouge", "tokens_per_second", "log_likelihood"]) {
+    } else if has(&["acc", "rouge", "same_top", "tokens_per_second", "log_likelihood"]) {
         Some(true)
     } else {
         None

@@ -1,11 +1,12 @@
-//! A map that comes from elsewhere, carried out move by move.
+//! A map that comes from elsewhere, carried out as a whole.
 
 use super::SearchStrategy;
 use crate::search::{Change, Fit, Ground, Move, SearchError, Units};
 use crate::{Kv, LayerId, LayerMap, PlanError, Sharing};
 use thiserror::Error;
 
-/// A given map: nothing is chosen, but its effect is recorded and maps are fitted if the options say so.
+/// A given map: nothing is chosen, but its effect is recorded, as one step, and maps are fitted if the options say so,
+/// from the lowest layer up: every layer's to what the fitted ones below it have made of the text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fixed {
     /// The map.
@@ -95,19 +96,15 @@ impl SearchStrategy for Fixed {
     }
 
     fn run(&self, ground: &mut dyn Ground) -> Result<(), SearchError> {
-        let layers = ground.model().layers().to_vec();
-        for share in self.moves(ground.options().fit != Fit::None) {
-            let Move { borrower, donor, .. } = share;
-            if borrower.0 >= layers.len() || layers[borrower.0] != layers[donor.0] {
-                let why = "the model has no such layer, or the two differ in shape";
-                return Err(SearchError::BadMove { borrower, donor, why });
-            }
-            let change = [Change::Share(share)];
-            ground.announce(1, 1);
-            ground.judge(&change, Default::default())?;
-            ground.accept(&change)?;
+        let moves = self.moves(ground.options().fit != Fit::None);
+        let layers = ground.model().layers();
+        let fits = |of: &Move| of.borrower.0 < layers.len() && layers[of.borrower.0] == layers[of.donor.0];
+        if let Some(&Move { borrower, donor, .. }) = moves.iter().find(|of| !fits(of)) {
+            let why = "the model has no such layer, or the two differ in shape";
+            return Err(SearchError::BadMove { borrower, donor, why });
         }
-        Ok(())
+        let changes: Vec<Change> = moves.into_iter().map(Change::Share).collect();
+        if changes.is_empty() { Ok(()) } else { ground.accept(&changes) }
     }
 }
 

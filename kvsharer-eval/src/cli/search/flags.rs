@@ -64,7 +64,7 @@ pub(in crate::cli) struct SearchFlags {
     /// A pair is kept if the similarity of the outputs is greater
     #[arg(long, default_value_t = 0.5, allow_negative_numbers = true, value_parser = parse_threshold)]
     threshold: f64,
-    /// For --strategy-search fixed: {"5": 3} or {"key_map": {…}, "value_map": {…}}
+    /// For --strategy-search fixed: {"5": 3}, {"key_map": {…}, "value_map": {…}}, or a strategy file at --share
     #[arg(long)]
     map: Option<PathBuf>,
     /// For --strategy-search fixed: LCKV's notation, the layer whose cache each layer reads, as 0_1_1_3

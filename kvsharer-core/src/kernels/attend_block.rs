@@ -15,6 +15,9 @@ const SCORES: usize = 1 << 16;
 /// Queries in work on one thread.
 const QUERIES: usize = 64;
 
+/// Parts of the work for each thread: early queries see less than late ones.
+const PARTS: usize = 8;
+
 pub(super) fn attend_block(
     query: &Tensor<4>,
     keys: &Tensor<4>,
@@ -40,19 +43,23 @@ pub(super) fn attend_block(
     };
     let mut output = vec![0.0; batch * heads * queries * dim];
     let rows = (SCORES / cells).clamp(8, QUERIES).min(queries);
-    let tiles: Vec<(usize, (usize, &mut [f32]))> = output
+    let mut tiles: Vec<(usize, (usize, &mut [f32]))> = output
         .chunks_mut(queries * dim)
         .enumerate()
         .flat_map(|(head, output)| output.chunks_mut(rows * dim).enumerate().map(move |tile| (head, tile)))
         .collect();
     let arch = pulp::Arch::new();
-    tiles.into_par_iter().for_each_init(Vec::new, |scores, (index, (tile, output))| {
-        let (sequence, head, first) = (index / heads, index % heads, tile * rows);
-        let start = (index * queries + first) * dim;
-        let lines = mask.map(|mask| mask.lines(sequence, head, first));
-        let place = (sequence, head, cells * dim);
-        let tile = Tile { query: &query[start..start + output.len()], dim, lines };
-        tile.attend(arch, keys.head(place), values.head(place), scores, output);
+    let part = tiles.len().div_ceil(PARTS * rayon::current_num_threads());
+    tiles.par_chunks_mut(part).for_each(|tiles| {
+        let mut scores = Vec::new();
+        for (index, (tile, output)) in tiles {
+            let (sequence, head, first) = (*index / heads, *index % heads, *tile * rows);
+            let start = (*index * queries + first) * dim;
+            let lines = mask.map(|mask| mask.lines(sequence, head, first));
+            let place = (sequence, head, cells * dim);
+            let tile = Tile { query: &query[start..start + output.len()], dim, lines };
+            tile.attend(arch, keys.head(place), values.head(place), &mut scores, output);
+        }
     });
     Some(Tensor::from_data(TensorData::new(output, [batch, heads, queries, dim]), &device))
 }
@@ -101,10 +108,7 @@ impl Tile<'_> {
         let cells = (0..queries).map(last).max().unwrap_or(0).max(1);
         scores.resize(queries * cells, 0.0);
         let scale = 1.0 / (dim as f32).sqrt();
-        // A row-major matrix is the transpose of a column-major one.
-        let turned = DMatrixView::from_slice_with_strides_generic(keys, Dyn(cells), Dyn(dim), Dyn(dim), Dyn(1));
-        let query = DMatrixView::from_slice(self.query, dim, queries);
-        DMatrixViewMut::from_slice(scores, cells, queries).gemm(scale, &turned, &query, 0.0);
+        products(scores, self.query, &keys[..cells * dim], dim, scale);
         let mut masses = [0.0; QUERIES];
         arch.dispatch(|| {
             for (row, (scores, mass)) in scores.chunks_exact_mut(cells).zip(&mut masses).enumerate() {
@@ -123,6 +127,24 @@ impl Tile<'_> {
             output.iter_mut().for_each(|x| *x /= mass);
         }
     }
+}
+
+/// Scaled products `[query, cell]` of rows `[query, head_dim]` and `[cell, head_dim]`.
+fn products(scores: &mut [f32], query: &[f32], keys: &[f32], dim: usize, scale: f32) {
+    let (queries, cells) = (query.len() / dim, keys.len() / dim);
+    // For smaller matrices nalgebra 0.34 takes a way that reads beyond a view with strides.
+    if queries.min(cells).min(dim) < 8 {
+        for (scores, query) in scores.chunks_exact_mut(cells).zip(query.chunks_exact(dim)) {
+            for (score, key) in scores.iter_mut().zip(keys.chunks_exact(dim)) {
+                *score = query.iter().zip(key).map(|(q, k)| q * k).sum::<f32>() * scale;
+            }
+        }
+        return;
+    }
+    // A row-major matrix is the transpose of a column-major one.
+    let keys = DMatrixView::from_slice_with_strides_generic(keys, Dyn(cells), Dyn(dim), Dyn(dim), Dyn(1));
+    let query = DMatrixView::from_slice(query, dim, queries);
+    DMatrixViewMut::from_slice(scores, cells, queries).gemm(scale, &keys, &query, 0.0);
 }
 
 /// Replaces scores by `e^(score - largest)` and gives their sum.

@@ -53,7 +53,7 @@ pub(in crate::cli) struct SearchFlags {
     #[arg(long, default_value = "0%", value_parser = parse_part)]
     held_back: f64,
     /// How two layers' average caches are compared: as the official code or as the paper has it
-    #[arg(long, value_parser = named::<Distance>(&["code", "paper"]), default_value = "code")]
+    #[arg(long, value_parser = named::<Distance>(&["code", "paper", "cosine"]), default_value = "code")]
     distance: Distance,
     /// Which pairs come first
     #[arg(long, value_parser = named::<Order>(&["dissimilar", "similar", "random"]), default_value = "dissimilar")]

@@ -40,6 +40,17 @@ pub enum Mix {
         /// `[kv_head, head_dim]`, f32.
         bias: Tensor<2>,
     },
+    /// Across all query heads: head by head, and what the product of two thin matrices adds.
+    LowRank {
+        /// `[kv_head, head_dim, head_dim]`, f32, as of [`Mix::Heads`].
+        heads: Tensor<3>,
+        /// `[heads * head_dim, rank]`, f32; a row is an input channel.
+        left: Tensor<2>,
+        /// `[rank, heads * head_dim]`, f32.
+        right: Tensor<2>,
+        /// `[heads * head_dim]`, f32.
+        bias: Tensor<1>,
+    },
     /// Across all query heads.
     Full {
         /// `[heads * head_dim, heads * head_dim]`, f32; a row is an input channel.
@@ -120,6 +131,14 @@ impl Mix {
                 let rows = mixed.reshape([batch, kv_heads, heads / kv_heads * tokens, dim]);
                 let mapped = rows.matmul(weight.clone().unsqueeze::<4>());
                 (mapped + bias.clone().reshape([1, kv_heads, 1, dim])).reshape([batch, heads, tokens, dim])
+            }
+            Mix::LowRank { heads: by_head, left, right, bias } => {
+                let kv_heads = by_head.dims()[0];
+                let rows = mixed.clone().swap_dims(1, 2).reshape([batch * tokens, heads * dim]);
+                let added = rows.matmul(left.clone()).matmul(right.clone()) + bias.clone().unsqueeze::<2>();
+                let rows = mixed.reshape([batch, kv_heads, heads / kv_heads * tokens, dim]);
+                let mapped = rows.matmul(by_head.clone().unsqueeze::<4>()).reshape([batch, heads, tokens, dim]);
+                mapped + added.reshape([batch, tokens, heads, dim]).swap_dims(1, 2)
             }
             Mix::Full { weight, bias } => {
                 let rows = mixed.swap_dims(1, 2).reshape([batch * tokens, heads * dim]);

@@ -164,6 +164,12 @@ fn parts(name: &str, adapter: &Adapter) -> Result<Vec<Part>, String> {
             parts.push(part(format!("{name}.heads_mix.weight"), weight)?);
             parts.push(part(format!("{name}.heads_mix.bias"), bias)?);
         }
+        Some(Mix::LowRank { heads, left, right, bias }) => {
+            parts.push(part(format!("{name}.low_rank_mix.heads"), heads)?);
+            parts.push(part(format!("{name}.low_rank_mix.left"), left)?);
+            parts.push(part(format!("{name}.low_rank_mix.right"), right)?);
+            parts.push(part(format!("{name}.low_rank_mix.bias"), bias)?);
+        }
         Some(Mix::Full { weight, bias }) => {
             parts.push(part(format!("{name}.full_mix.weight"), weight)?);
             parts.push(part(format!("{name}.full_mix.bias"), bias)?);
@@ -204,6 +210,18 @@ fn adapter(tensors: &SafeTensors<'_>, name: &str, strategy: &Strategy, device: &
         Some(Mix::Heads {
             weight: tensor(tensors, &format!("{name}.heads_mix.weight"), [model.kv_heads, dim, dim], device)?,
             bias: tensor(tensors, &format!("{name}.heads_mix.bias"), [model.kv_heads, dim], device)?,
+        })
+    } else if has("low_rank_mix.heads") {
+        let part = |part: &str| format!("{name}.low_rank_mix.{part}");
+        let rank = tensors.tensor(&part("right")).ok().and_then(|view| view.shape().first().copied()).unwrap_or(0);
+        if rank == 0 {
+            return Err(format!("{} is no matrix", part("right")));
+        }
+        Some(Mix::LowRank {
+            heads: tensor(tensors, &part("heads"), [model.kv_heads, dim, dim], device)?,
+            left: tensor(tensors, &part("left"), [width, rank], device)?,
+            right: tensor(tensors, &part("right"), [rank, width], device)?,
+            bias: tensor(tensors, &part("bias"), [width], device)?,
         })
     } else if has("full_mix.weight") {
         Some(Mix::Full {

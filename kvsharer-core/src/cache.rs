@@ -24,6 +24,12 @@ pub trait Attend {
     /// Positions of the tokens of the running forward pass, for the rotary encoding.
     fn positions(&self) -> Range<usize>;
 
+    /// Whether `layer` is known to keep keys, and values, of its own: they are best computed along with the queries then.
+    fn owns(&self, layer: LayerId) -> (bool, bool) {
+        let _ = layer;
+        (false, false)
+    }
+
     /// Causal attention of `layer` over everything cached and the new tokens.
     ///
     /// `key` and `value` compute the layer's own projections (keys rotated for [`positions`](Self::positions)); they
@@ -279,6 +285,11 @@ impl<'p> Cache<'p> {
 impl Attend for Cache<'_> {
     fn positions(&self) -> Range<usize> {
         self.positions.clone()
+    }
+
+    fn owns(&self, layer: LayerId) -> (bool, bool) {
+        let known = layer.0 < self.model.len();
+        (known && self.plan.owns(layer, Kv::Key), known && self.plan.owns(layer, Kv::Value))
     }
 
     fn attend(

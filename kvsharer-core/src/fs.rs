@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 
 /// Reads a file of at most `most` bytes: one that cannot be what it is read as is refused before it fills the memory.
 ///
@@ -54,6 +54,23 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// A new temporary folder in `parent`, for files that are to appear together: removed when it is dropped, and locked as
+/// long as the file that comes with it is open. Folders that killed processes left are removed.
+///
+/// # Errors
+/// Whatever the system says.
+pub fn temporary_folder(parent: &Path) -> io::Result<(TempDir, Option<File>)> {
+    remove_strays(parent);
+    loop {
+        let folder = tempfile::Builder::new().prefix(TEMPORARY.0).suffix(TEMPORARY.1).tempdir_in(parent)?;
+        // Where a folder cannot be locked, strays stay.
+        let lock = File::open(folder.path()).ok().filter(|folder| folder.lock().is_ok());
+        if folder.path().exists() {
+            return Ok((folder, lock));
+        }
+    }
+}
+
 /// A new temporary file, locked as long as it is open. Where the file system has no locks, strays stay.
 fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
     loop {
@@ -66,18 +83,20 @@ fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
     }
 }
 
-/// Removes temporary files that no process holds; what fails is left for the next time.
+/// Removes temporary files and folders that no process holds; what fails is left for the next time.
 fn remove_strays(folder: &Path) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         let temporary = name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1);
         if temporary
-            && entry.file_type().is_ok_and(|kind| kind.is_file())
+            && let Ok(kind) = entry.file_type()
+            && (kind.is_file() || kind.is_dir())
             && let Ok(file) = File::open(entry.path())
             && file.try_lock().is_ok()
         {
-            let _ = std::fs::remove_file(entry.path());
+            let path = entry.path();
+            let _ = if kind.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
         }
     }
 }
@@ -92,10 +111,15 @@ mod tests {
         let stray = folder.path().join(".kvsharer-dead.part");
         std::fs::write(&stray, "half").unwrap();
         std::fs::write(folder.path().join(".kvsharer-other"), "precious").unwrap();
+        let stray_folder = folder.path().join(".kvsharer-half.part");
+        std::fs::create_dir(&stray_folder).unwrap();
+        std::fs::write(stray_folder.join("a"), "half").unwrap();
         let live = temporary(folder.path()).unwrap();
+        let (live_folder, _lock) = temporary_folder(folder.path()).unwrap();
         write_atomically(&folder.path().join("a"), b"whole").unwrap();
         assert!(live.path().exists() && !stray.exists());
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
+        assert!(live_folder.path().exists() && !stray_folder.exists());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 4);
     }
 
     #[test]

@@ -89,7 +89,7 @@ pub use budget::{Budget, Lengths};
 pub use cache::{Attend, Cache, CacheOptions, KeptTokens};
 pub use calibrate::{Averages, CalibrationError, CalibrationSet, hex};
 pub use error::{CacheError, PlanError};
-pub use fs::{read_at_most, write_atomically};
+pub use fs::{read_at_most, temporary_folder, write_atomically};
 pub use ids::{GroupId, LayerId, SlotId, axis};
 #[cfg(feature = "cpu-kernels")]
 #[doc(hidden)]

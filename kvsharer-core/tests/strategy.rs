@@ -123,10 +123,11 @@ fn a_step_serves_as_a_strategy_at_its_share_of_bytes() {
 fn fitted_maps_survive_their_file_and_another_file_is_refused() {
     let model = ToyModel::new(6, 4, 2, 8, 5, &Device::flex());
     let set = CalibrationSet::new(toy_tokens(4, 12, 1), 12).unwrap();
-    for (fit, permute_heads) in [(Fit::Heads, true), (Fit::Full, false)] {
+    for (fit, permute_heads, rank) in [(Fit::Heads, true, None), (Fit::Full, false, None), (Fit::Full, true, Some(3))] {
         let options = SearchOptions {
             objective: Objective::LogitKl,
             fit,
+            rank,
             permute_heads,
             units: Units::Apart,
             ..SearchOptions::new(2)

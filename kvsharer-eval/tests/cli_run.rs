@@ -243,7 +243,7 @@ fn the_ready_experiments_can_be_read_and_every_one_has_a_small_version() {
         let cells = run(&experiments, &["run", file.to_str().unwrap(), "--dry-run", "--json"]).json();
         assert!(cells.as_array().is_some_and(|cells| cells.len() > 1), "{}", file.display());
         let stem = file.file_stem().unwrap().to_str().unwrap();
-        let small = format!("{}-small.toml", stem.trim_end_matches("-small"));
+        let small = format!("{}-small.toml", stem.trim_end_matches("-small").trim_end_matches("-cpu"));
         assert!(files.contains(&experiments.join(&small)), "{small}");
     }
 }

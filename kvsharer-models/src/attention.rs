@@ -43,10 +43,21 @@ impl Attention {
             Some(norm) => norm.forward(x),
             None => x,
         };
-        let query = rope.apply(normed(self.split_heads(self.query.forward(x.clone())), &self.query_norm));
+        let (owns_keys, owns_values) = attend.owns(layer);
+        let mut layers = vec![&self.query];
+        layers.extend(owns_keys.then_some(&self.key));
+        layers.extend(owns_values.then_some(&self.value));
+        let mut projected = Linear::forward_all(&layers, x.clone()).into_iter();
+        let query = projected.next().unwrap_or_else(|| self.query.forward(x.clone()));
+        let key = owns_keys.then(|| projected.next()).flatten();
+        let value = owns_values.then(|| projected.next()).flatten();
+        let query = rope.apply(normed(self.split_heads(query), &self.query_norm));
         let query = if self.score_scale == 1.0 { query } else { query * self.score_scale };
-        let key = || rope.apply(normed(self.split_heads(self.key.forward(x.clone())), &self.key_norm));
-        let value = || self.split_heads(self.value.forward(x.clone()));
+        let key = || {
+            let key = key.unwrap_or_else(|| self.key.forward(x.clone()));
+            rope.apply(normed(self.split_heads(key), &self.key_norm))
+        };
+        let value = || self.split_heads(value.unwrap_or_else(|| self.value.forward(x.clone())));
         let mixed = attend.attend(layer, query, key, value)?;
         let [batch, heads, tokens, dim] = mixed.dims();
         Ok(self.output.forward(mixed.swap_dims(1, 2).reshape([batch, tokens, heads * dim])))

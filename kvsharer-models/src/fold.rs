@@ -144,24 +144,40 @@ fn reordered(x: Tensor<3>, order: &[usize]) -> Tensor<3> {
     Tensor::cat(order.iter().map(|&from| x.clone().slice_dim(0, from * group..(from + 1) * group)).collect(), 0)
 }
 
+/// The rows of `O^T` by the head whose output they take, `[kv_head, group, head_dim, hidden]`.
+fn blocks(transposed: Tensor<2>, kv_heads: usize, head_dim: usize) -> Tensor<4> {
+    let [width, hidden] = transposed.dims();
+    transposed.reshape([kv_heads, width / head_dim / kv_heads, head_dim, hidden])
+}
+
+/// `W O^T` of maps head by head, `[heads * head_dim, hidden]`.
+fn of_heads(weight: &Tensor<3>, blocks: Tensor<4>) -> Tensor<2> {
+    let [kv_heads, group, head_dim, hidden] = blocks.dims();
+    let weight = weight.clone().to_device(&blocks.device());
+    weight.unsqueeze_dim::<4>(1).matmul(blocks).reshape([kv_heads * group * head_dim, hidden])
+}
+
 /// `(Z W + b) O^T + o = Z (W O^T) + (b O^T + o)`.
 fn mixed(output: &Linear, mix: &Mix, head_dim: usize) -> Linear {
     let (dtype, device) = (output.weight().dtype(), output.weight().device());
     let transposed = output.weight().clone().cast(DType::F32).transpose();
-    let [width, hidden] = transposed.dims();
+    let hidden = transposed.dims()[1];
     let (weight, bias) = match mix {
         Mix::Full { weight, bias } => {
             let (weight, bias) = (weight.clone().to_device(&device), bias.clone().to_device(&device));
             (weight.matmul(transposed.clone()), bias.unsqueeze::<2>().matmul(transposed))
         }
+        Mix::LowRank { heads, left, right, bias } => {
+            let (left, right) = (left.clone().to_device(&device), right.clone().to_device(&device));
+            let bias = bias.clone().to_device(&device).unsqueeze::<2>();
+            let by_head = of_heads(heads, blocks(transposed.clone(), heads.dims()[0], head_dim));
+            (by_head + left.matmul(right.matmul(transposed.clone())), bias.matmul(transposed))
+        }
         Mix::Heads { weight, bias } => {
-            let (weight, bias) = (weight.clone().to_device(&device), bias.clone().to_device(&device));
             let kv_heads = weight.dims()[0];
-            let group = width / head_dim / kv_heads;
-            let blocks = transposed.reshape([kv_heads, group, head_dim, hidden]);
-            let mapped = weight.unsqueeze_dim::<4>(1).matmul(blocks.clone());
-            let bias = bias.reshape([kv_heads, 1, 1, head_dim]).matmul(blocks);
-            (mapped.reshape([width, hidden]), bias.sum_dim(0).sum_dim(1).reshape([1, hidden]))
+            let blocks = blocks(transposed, kv_heads, head_dim);
+            let bias = bias.clone().to_device(&device).reshape([kv_heads, 1, 1, head_dim]).matmul(blocks.clone());
+            (of_heads(weight, blocks), bias.sum_dim(0).sum_dim(1).reshape([1, hidden]))
         }
     };
     let bias = bias.reshape([hidden]);

@@ -42,16 +42,27 @@ impl Linear {
     /// # Shapes
     /// `[batch, token, in]` to `[batch, token, out]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        Self::forward_all(&[self], x).remove(0)
+    }
+
+    /// What each of several layers makes of the same states, which is less work than one after the other where few
+    /// tokens run.
+    pub(crate) fn forward_all(layers: &[&Self], x: Tensor<3>) -> Vec<Tensor<3>> {
         let [batch, tokens, input] = x.dims();
-        let output = self.weight.dims()[0];
         // One matrix product over all rows, not one a sequence.
         let rows = x.reshape([batch * tokens, input]);
-        let y = few_rows(&rows, &self.weight).unwrap_or_else(|| self.product(rows.clone()));
-        let y = y.reshape([batch, tokens, output]);
-        match &self.bias {
-            Some(bias) => y + bias.clone().reshape([1, 1, output]),
-            None => y,
-        }
+        let weights: Vec<&Tensor<2>> = layers.iter().map(|layer| &layer.weight).collect();
+        let products = few_rows(&rows, &weights)
+            .unwrap_or_else(|| layers.iter().map(|layer| layer.product(rows.clone())).collect());
+        let shaped = |(y, layer): (Tensor<2>, &&Self)| {
+            let output = y.dims()[1];
+            let y = y.reshape([batch, tokens, output]);
+            match &layer.bias {
+                Some(bias) => y + bias.clone().reshape([1, 1, output]),
+                None => y,
+            }
+        };
+        products.into_iter().zip(layers).map(shaped).collect()
     }
 }
 

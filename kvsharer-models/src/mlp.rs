@@ -44,7 +44,8 @@ impl Mlp {
     /// # Shapes
     /// `[batch, token, hidden]` to the same.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let (gate, up) = (self.gate.forward(x.clone()), self.up.forward(x));
+        let mut parts = Linear::forward_all(&[&self.gate, &self.up], x);
+        let (up, gate) = (parts.remove(1), parts.remove(0));
         let open = gated(self.activation, &gate, &up);
         self.down.forward(open.unwrap_or_else(|| self.activation.forward(gate) * up))
     }

@@ -102,14 +102,22 @@ fn a_folded_model_equals_the_explicit_form_for_every_kind_of_map() {
         weight: Tensor::random([width, width], random(0.1), &device),
         bias: Tensor::random([width], random(0.3), &device),
     };
+    let low_rank_mix = || Mix::LowRank {
+        heads: Tensor::random([kv_heads, dim, dim], random(0.3), &device),
+        left: Tensor::random([width, 3], random(0.2), &device),
+        right: Tensor::random([3, width], random(0.2), &device),
+        bias: Tensor::random([width], random(0.3), &device),
+    };
     let swapped = || Some((0..kv_heads).rev().collect::<Vec<_>>());
     let maps = [
         Adapter { turn: Some(turn()), ..Adapter::default() },
         Adapter { mix: Some(heads_mix()), ..Adapter::default() },
         Adapter { mix: Some(full_mix()), ..Adapter::default() },
+        Adapter { mix: Some(low_rank_mix()), ..Adapter::default() },
         Adapter { heads: swapped(), ..Adapter::default() },
         Adapter { heads: swapped(), turn: Some(turn()), mix: Some(heads_mix()) },
         Adapter { heads: swapped(), turn: Some(turn()), mix: Some(full_mix()) },
+        Adapter { heads: swapped(), turn: Some(turn()), mix: Some(low_rank_mix()) },
     ];
     let layer = config.layers - 1;
     let keys = Sharing::both([(layer, 0)]).unwrap().keys().clone();
@@ -131,8 +139,11 @@ fn a_folded_model_equals_the_explicit_form_for_every_kind_of_map() {
 fn the_objective_of_a_search_is_that_of_the_folded_model() {
     let model = model();
     let set = CalibrationSet::new(tokens(2), TOKENS).unwrap();
-    for (fit, permute_heads) in [(Fit::None, false), (Fit::Heads, true), (Fit::Full, false)] {
+    for (fit, permute_heads, rank) in
+        [(Fit::None, false, None), (Fit::Heads, true, None), (Fit::Full, false, None), (Fit::Full, false, Some(2))]
+    {
         let options = SearchOptions {
+            rank,
             share: Target::Bytes(0.3),
             units: Units::Apart,
             objective: Objective::LogitKl,

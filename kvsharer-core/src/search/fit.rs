@@ -6,6 +6,7 @@
 //! same text, so that part of what replacements below have spoiled is mended too. The ridge pulls towards reading the
 //! borrowed cache as it is, not towards zero.
 
+use super::low_rank::low_rank;
 use super::replay::{Captured, host};
 use crate::adapter::{Mix, Turn, reorder};
 use crate::{CacheError, axis};
@@ -81,8 +82,14 @@ pub(crate) fn turn(samples: &[Sample<'_>], heads: Option<&[usize]>) -> Result<Tu
     Ok(Turn { real: factor(real, 1.0), imaginary: factor(imaginary, 0.0) })
 }
 
-/// Fits a [`Mix`] of the wanted kind; `ridge` is relative to the mean variance of an input channel.
-pub(crate) fn mix(fit: Fit, samples: &[Sample<'_>], kv_heads: usize, ridge: f64) -> Result<Option<Mix>, CacheError> {
+/// Fits a [`Mix`] of the wanted kind; `ridge` is relative to the mean variance of an input channel, `rank` that of what a
+/// full one adds.
+pub(crate) fn mix(
+    fit: Fit,
+    samples: &[Sample<'_>],
+    kv_heads: usize,
+    (ridge, rank): (f64, Option<usize>),
+) -> Result<Option<Mix>, CacheError> {
     let device = samples[0].target.device();
     let [_, heads, _, dim] = samples[0].target.dims();
     match fit {
@@ -99,13 +106,28 @@ pub(crate) fn mix(fit: Fit, samples: &[Sample<'_>], kv_heads: usize, ridge: f64)
         Fit::Full => {
             let group = heads / kv_heads;
             let mut prior = DMatrix::zeros(heads * dim, heads * dim);
-            for (kv_head, (weight, _)) in solve_heads(samples, kv_heads, ridge)?.iter().enumerate() {
+            let by_head = solve_heads(samples, kv_heads, ridge)?;
+            for (kv_head, (weight, _)) in by_head.iter().enumerate() {
                 for head in kv_head * group..(kv_head + 1) * group {
                     prior.view_mut((head * dim, head * dim), (dim, dim)).copy_from(weight);
                 }
             }
             let moments = Moments::over(samples, |x| flat(x, heads * dim))?;
             let (weight, bias) = moments.ridge(&prior, ridge)?;
+            if let Some(rank) = rank {
+                let (left, right) = low_rank(&(weight - &prior), &moments.xx, rank);
+                let bias = moments.bias(&(prior + &left * &right));
+                let heads = by_head.iter().flat_map(|(weight, _)| rows_of(weight)).collect::<Vec<f32>>();
+                return Ok(Some(Mix::LowRank {
+                    heads: Tensor::from_data(TensorData::new(heads, [kv_heads, dim, dim]), &device),
+                    left: matrix(&left, &device),
+                    right: matrix(&right, &device),
+                    bias: Tensor::from_data(
+                        TensorData::new(bias.iter().map(|&x| x as f32).collect(), [bias.len()]),
+                        &device,
+                    ),
+                }));
+            }
             let bias: Vec<f32> = bias.iter().map(|&x| x as f32).collect();
             Ok(Some(Mix::Full {
                 weight: matrix(&weight, &device),
@@ -132,7 +154,7 @@ pub(crate) fn residual(mix: Option<&Mix>, samples: &[Sample<'_>]) -> Result<f64,
 
 /// For each group of query heads, the squared error that a map head by head leaves.
 pub(crate) fn head_errors(samples: &[Sample<'_>], kv_heads: usize, ridge: f64) -> Result<Vec<f64>, CacheError> {
-    let Some(mix) = mix(Fit::Heads, samples, kv_heads, ridge)? else { return Ok(Vec::new()) };
+    let Some(mix) = mix(Fit::Heads, samples, kv_heads, (ridge, None))? else { return Ok(Vec::new()) };
     let mut errors = vec![0.0; kv_heads];
     for sample in samples {
         let [_, heads, _, dim] = sample.target.dims();
@@ -236,8 +258,13 @@ impl Moments {
             let mut columns = weight.columns_mut(index * SOLVED_AT_ONCE, solved.ncols());
             columns += solved;
         }
-        let bias = &self.y - weight.transpose() * &self.x;
+        let bias = self.bias(&weight);
         Ok((weight, bias))
+    }
+
+    /// The bias that leaves no mean error.
+    fn bias(&self, weight: &DMatrix<f64>) -> DVector<f64> {
+        &self.y - weight.transpose() * &self.x
     }
 }
 

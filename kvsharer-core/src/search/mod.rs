@@ -7,6 +7,7 @@ mod fit;
 mod found;
 mod gate;
 mod ground;
+mod low_rank;
 mod objective;
 mod observer;
 mod options;

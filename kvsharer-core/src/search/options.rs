@@ -23,6 +23,9 @@ pub struct SearchOptions {
     pub plain_too: bool,
     /// Strength of the fits' ridge, relative to the mean variance of a channel.
     pub ridge: f64,
+    /// Rank of what a map of all heads together adds to maps head by head; any if `None`. A low one needs less text, and
+    /// takes less of a file.
+    pub rank: Option<usize>,
     /// The farthest a donor may be below its borrower, in layers.
     pub reach: Option<usize>,
     /// Fraction of the samples, the last ones, that candidates are neither fitted to nor chosen by.
@@ -49,6 +52,7 @@ impl SearchOptions {
             permute_heads: false,
             plain_too: false,
             ridge: 0.1,
+            rank: None,
             reach: None,
             held_back: 0.0,
             batch: 32,
@@ -68,6 +72,9 @@ impl SearchOptions {
         }
         if !(self.ridge >= 0.0 && self.ridge.is_finite()) {
             return Err(SearchError::BadOption("the ridge must be 0 or above"));
+        }
+        if self.rank == Some(0) || self.rank.is_some() && self.fit != Fit::Full {
+            return Err(SearchError::BadOption("a rank is that of full fits, and at least 1"));
         }
         self.share.elements(model, self.units).map(drop)
     }

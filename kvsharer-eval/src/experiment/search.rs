@@ -67,6 +67,8 @@ pub struct SearchSpec {
     pub plain_too: bool,
     /// Strength of the fits' ridge.
     pub ridge: f64,
+    /// Rank of what full fits add to fits head by head; any if `None`.
+    pub rank: Option<usize>,
     /// The farthest a donor may be below its borrower.
     pub reach: Option<usize>,
     /// Candidates that lazy strategies judge at a step.
@@ -126,6 +128,7 @@ impl Default for SearchSpec {
             permute_heads: false,
             plain_too: false,
             ridge: 0.1,
+            rank: None,
             reach: None,
             width: 40,
             beams: 4,
@@ -172,6 +175,7 @@ impl SearchSpec {
             permute_heads: self.permute_heads,
             plain_too: self.plain_too,
             ridge: self.ridge,
+            rank: self.rank,
             reach: self.reach,
             held_back: self.held_back,
             batch,

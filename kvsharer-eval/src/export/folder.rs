@@ -1,12 +1,16 @@
 //! A folder that appears complete or not at all.
 
 use super::ExportError;
+use kvsharer_core::temporary_folder;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 /// A temporary folder beside the one it is to become.
 pub(super) struct Staged {
     temporary: TempDir,
+    /// Says that this process is alive.
+    _lock: Option<File>,
     output: PathBuf,
 }
 
@@ -20,8 +24,8 @@ impl Staged {
             return Err(ExportError::NotEmpty { path: output.into() });
         }
         let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let temporary = tempfile::Builder::new().prefix(".kvsharer-").suffix(".part").tempdir_in(parent).map_err(io)?;
-        Ok(Self { temporary, output: output.into() })
+        let (temporary, lock) = temporary_folder(parent).map_err(io)?;
+        Ok(Self { temporary, _lock: lock, output: output.into() })
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -1,4 +1,5 @@
-//! A weight matrix times a few rows: each weight is read once, by all threads together.
+//! Weight matrices times a few rows: each weight is read once, by all threads together. Several matrices that take the
+//! same rows are one piece of work, so that threads are woken and waited for once.
 
 use burn::backend::Flex;
 use burn::tensor::{DType, Tensor, TensorData};
@@ -14,30 +15,45 @@ const LANES: usize = 32;
 /// Elements of a weight that are worth another thread.
 const WORTH_A_THREAD: usize = 1 << 15;
 
-pub(super) fn few_rows(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tensor<2>> {
+pub(super) fn few_rows(x: &Tensor<2>, weights: &[&Tensor<2>]) -> Option<Vec<Tensor<2>>> {
     let [rows, input] = x.dims();
-    if rows > ROWS || x.dtype() != DType::F32 {
+    let dtype = weights.first()?.dtype();
+    if rows > ROWS || x.dtype() != DType::F32 || weights.iter().any(|weight| weight.dtype() != dtype) {
         return None;
     }
-    let (device, [output, _]) = (x.device(), weight.dims());
+    let device = x.device();
     let x = x.clone().try_into_primitive::<Flex>().ok()?.to_contiguous();
-    let weight = weight.clone().try_into_primitive::<Flex>().ok()?;
+    let primitive = |weight: &&Tensor<2>| (*weight).clone().try_into_primitive::<Flex>().ok();
+    let weights = weights.iter().map(primitive).collect::<Option<Vec<_>>>()?;
     let (x, sizes) = (x.as_slice::<f32>()?, (rows, input));
-    let y = match weight.dtype() {
-        DType::F32 => product(x, weight.as_slice::<f32>()?, sizes),
-        DType::BF16 => product(x, weight.as_slice::<bf16>()?, sizes),
-        DType::F16 => product(x, weight.as_slice::<f16>()?, sizes),
+    let weights = weights.iter();
+    let found = match dtype {
+        DType::F32 => products(x, &weights.map(|w| w.as_slice::<f32>()).collect::<Option<Vec<_>>>()?, sizes),
+        DType::BF16 => products(x, &weights.map(|w| w.as_slice::<bf16>()).collect::<Option<Vec<_>>>()?, sizes),
+        DType::F16 => products(x, &weights.map(|w| w.as_slice::<f16>()).collect::<Option<Vec<_>>>()?, sizes),
         _ => return None,
     };
-    let y = Tensor::<2>::from_data(TensorData::new(y, [output, rows]), &device);
-    Some(if rows == 1 { y.reshape([1, output]) } else { y.transpose() })
+    let tensor = |y: Vec<f32>| {
+        let output = y.len() / rows;
+        let y = Tensor::<2>::from_data(TensorData::new(y, [output, rows]), &device);
+        if rows == 1 { y.reshape([1, output]) } else { y.transpose() }
+    };
+    Some(found.into_iter().map(tensor).collect())
 }
 
-/// `W x^T`, `[out, row]`, of `x` `[row, in]` and `W` `[out, in]`.
-fn product<W: Weight>(x: &[f32], weight: &[W], (rows, input): (usize, usize)) -> Vec<f32> {
-    let mut y = vec![0.0; weight.len() / input.max(1) * rows];
+/// `W x^T`, `[out, row]`, of `x` `[row, in]` and each `W` `[out, in]`.
+fn products<W: Weight>(x: &[f32], weights: &[&[W]], (rows, input): (usize, usize)) -> Vec<Vec<f32>> {
+    let mut found: Vec<Vec<f32>> = weights.iter().map(|weight| vec![0.0; weight.len() / input.max(1) * rows]).collect();
+    let all: usize = weights.iter().map(|weight| weight.len()).sum();
+    let threads = rayon::current_num_threads().min(all / WORTH_A_THREAD).max(1);
+    // Pieces of one size, however many outputs a matrix has.
+    let outputs = (all / input.max(1)).div_ceil(threads).max(1);
+    let pieces = found
+        .iter_mut()
+        .zip(weights)
+        .flat_map(|(y, weight)| y.chunks_mut(outputs * rows).zip(weight.chunks(outputs * input.max(1))));
     let arch = pulp::Arch::new();
-    let some = |(y, weight): (&mut [f32], &[W])| {
+    let one = |(y, weight): (&mut [f32], &[W])| {
         arch.dispatch(|| {
             for (y, weight) in y.chunks_exact_mut(rows).zip(weight.chunks_exact(input)) {
                 for (y, x) in y.iter_mut().zip(x.chunks_exact(input)) {
@@ -46,14 +62,12 @@ fn product<W: Weight>(x: &[f32], weight: &[W], (rows, input): (usize, usize)) ->
             }
         });
     };
-    let threads = rayon::current_num_threads().min(weight.len() / WORTH_A_THREAD).max(1);
     if threads == 1 {
-        some((&mut y, weight));
-        return y;
+        pieces.for_each(one);
+    } else {
+        pieces.collect::<Vec<_>>().into_par_iter().for_each(one);
     }
-    let outputs = (y.len() / rows).div_ceil(threads);
-    y.par_chunks_mut(outputs * rows).zip(weight.par_chunks(outputs * input)).for_each(some);
-    y
+    found
 }
 
 #[inline(always)]
@@ -125,13 +139,16 @@ mod tests {
             for dtype in [DType::F32, DType::BF16, DType::F16] {
                 let weight = weight.clone().cast(dtype);
                 let wanted = x.clone().matmul(weight.clone().cast(DType::F32).transpose());
-                let got = few_rows(&x, &weight).expect("a kernel");
+                let half = weight.clone().slice_dim(0, 0..output.div_ceil(2));
+                let [got, of_half] = &few_rows(&x, &[&weight, &half]).expect("a kernel")[..] else { panic!("two") };
                 assert_eq!(got.dims(), [rows, output]);
-                let worst = (got - wanted).abs().max().into_scalar::<f32>();
+                let worst = (got.clone() - wanted).abs().max().into_scalar::<f32>();
                 assert!(worst < 1e-5 * input as f32, "{rows} x {input} x {output} in {dtype:?}: {worst}");
+                let apart = got.clone().slice_dim(1, 0..output.div_ceil(2)) - of_half.clone();
+                assert_eq!(apart.abs().max().into_scalar::<f32>(), 0.0);
             }
         }
         let many = Tensor::<2>::zeros([ROWS + 1, 8], &device);
-        assert!(few_rows(&many, &Tensor::zeros([8, 8], &device)).is_none());
+        assert!(few_rows(&many, &[&Tensor::zeros([8, 8], &device)]).is_none());
     }
 }

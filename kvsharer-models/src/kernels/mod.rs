@@ -11,16 +11,16 @@ mod rms_norm;
 use crate::mlp::Activation;
 use burn::tensor::Tensor;
 
-/// `x W^T` for a few rows of `x`, read at memory speed; `None` if there is no kernel for these tensors.
+/// `x W^T` of each weight for a few rows of `x`, read at memory speed; `None` if there is no kernel for these tensors.
 ///
 /// # Shapes
-/// `x` `[row, in]` in f32, `weight` `[out, in]` in f32, f16 or bf16; result `[row, out]` in f32.
-pub(crate) fn few_rows(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tensor<2>> {
+/// `x` `[row, in]` in f32, weights `[out, in]` in f32, f16 or bf16; results `[row, out]` in f32.
+pub(crate) fn few_rows(x: &Tensor<2>, weights: &[&Tensor<2>]) -> Option<Vec<Tensor<2>>> {
     #[cfg(feature = "cpu-kernels")]
-    return few_rows::few_rows(x, weight);
+    return few_rows::few_rows(x, weights);
     #[cfg(not(feature = "cpu-kernels"))]
     {
-        let _ = (x, weight);
+        let _ = (x, weights);
         None
     }
 }

@@ -28,7 +28,7 @@ impl<M: SearchModel> Searching<'_, M> {
             let mut adapter = self.fit_turn(&mut draft, &mut climbs, layer, heads)?;
             let captured = self.capture(&mut climbs, layer, &draft)?;
             adapter.mix = with_samples(&self.batches, &captured, layer, |samples| {
-                fit::mix(self.options.fit, samples, kv_heads(layer), self.options.ridge)
+                fit::mix(self.options.fit, samples, kv_heads(layer), (self.options.ridge, self.options.rank))
             })?;
             draft.set_adapter(layer, adapter);
         }

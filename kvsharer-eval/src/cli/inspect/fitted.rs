@@ -73,6 +73,7 @@ fn kinds(adapter: &Adapter) -> Vec<&'static str> {
     let turn = adapter.turn.as_ref().map(|_| "keys turned");
     let mix = adapter.mix.as_ref().map(|mix| match mix {
         Mix::Heads { .. } => "values mapped by head",
+        Mix::LowRank { .. } => "outputs mapped together, with low rank",
         Mix::Full { .. } => "outputs mapped together",
     });
     [heads, turn, mix].into_iter().flatten().collect()

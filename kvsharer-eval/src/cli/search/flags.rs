@@ -37,6 +37,9 @@ pub(in crate::cli) struct SearchFlags {
     /// Strength of the fits' ridge, relative to the mean variance of a channel
     #[arg(long, default_value_t = 0.1, value_parser = parse_ridge)]
     ridge: f64,
+    /// With --fit full: the rank of what maps of all heads together add to maps head by head; a low one needs less text
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rank: Option<u32>,
     /// The farthest a donor may be below its reader, in layers
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub(in crate::cli) reach: Option<u32>,
@@ -142,6 +145,7 @@ impl SearchFlags {
             permute_heads: self.permute_heads,
             plain_too: self.plain_too,
             ridge: self.ridge,
+            rank: self.rank.map(|rank| rank as usize),
             reach: self.reach.map(|reach| reach as usize),
             width: self.width as usize,
             beams: self.beams as usize,

@@ -1,6 +1,7 @@
 //! Rotary position encoding (RoFormer, arXiv 2104.09864) in the half-split layout of Llama and Hugging Face.
 
 use crate::axis;
+use crate::kernels::turn;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use std::ops::Range;
 
@@ -102,9 +103,10 @@ impl RopeTable {
     /// # Shapes
     /// `x` and result: `[batch, head, token, head_dim]`.
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
-        let dtype = x.dtype();
-        let row = |table: &Tensor<2>| table.clone().cast(dtype).unsqueeze::<4>();
-        rotate(x, row(&self.cos), row(&self.sin))
+        turn(&x, &self.cos, &self.sin).unwrap_or_else(|| {
+            let row = |table: &Tensor<2>| table.clone().cast(x.dtype()).unsqueeze::<4>();
+            rotate(x.clone(), row(&self.cos), row(&self.sin))
+        })
     }
 }
 

@@ -1,5 +1,6 @@
 //! The gated MLP (SwiGLU and GeGLU, arXiv 2002.05202).
 
+use crate::kernels::gate;
 use crate::linear::Linear;
 use burn::tensor::{
     Tensor,
@@ -8,7 +9,7 @@ use burn::tensor::{
 use serde::Serialize;
 
 /// What the gate goes through.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub enum Activation {
     /// `x * sigmoid(x)`.
     #[default]
@@ -18,7 +19,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    fn forward(self, x: Tensor<3>) -> Tensor<3> {
+    pub(crate) fn forward(self, x: Tensor<3>) -> Tensor<3> {
         match self {
             Activation::Silu => silu(x),
             Activation::GeluTanh => gelu_approximate(x),
@@ -43,6 +44,8 @@ impl Mlp {
     /// # Shapes
     /// `[batch, token, hidden]` to the same.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.down.forward(self.activation.forward(self.gate.forward(x.clone())) * self.up.forward(x))
+        let (opens, up) = (self.gate.forward(x.clone()), self.up.forward(x));
+        let gated = gate(&opens, &up, self.activation);
+        self.down.forward(gated.unwrap_or_else(|| self.activation.forward(opens) * up))
     }
 }

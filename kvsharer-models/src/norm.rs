@@ -1,5 +1,6 @@
 //! RMS norm (arXiv 1910.07467).
 
+use crate::kernels::rms_norm;
 use burn::tensor::{DType, Tensor};
 
 /// Scales every hidden state to a root mean square of 1, then by a learned weight.
@@ -27,6 +28,9 @@ impl RmsNorm {
     /// # Shapes
     /// `x` and result: `[.., hidden]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        if let Some(normed) = rms_norm(&x, &self.weight, self.eps) {
+            return normed;
+        }
         let dtype = x.dtype();
         let x = x.cast(DType::F32);
         let scale = (x.clone().square().mean_dim(D - 1) + self.eps).sqrt().recip();

@@ -1,16 +1,24 @@
-//! Kernels of our own for tensors on burn's CPU backend, where burn's are far from what the memory allows. For tensors
-//! elsewhere, and without the feature `cpu-kernels`, there are none, and callers use burn's operations.
+//! Kernels of our own, where burn's are far from what the memory allows: for its CPU backend with the feature
+//! `cpu-kernels`, for GPUs with `gpu-kernels`. For other tensors there are none, and callers use burn's operations.
 
 #[cfg(feature = "cpu-kernels")]
 mod few_rows;
+#[cfg(feature = "gpu-kernels")]
+mod gpu;
 
+use crate::mlp::Activation;
 use burn::tensor::Tensor;
 
 /// `x W^T` for a few rows of `x`, read at memory speed; `None` if there is no kernel for these tensors.
 ///
 /// # Shapes
-/// `x` `[row, in]` in f32, `weight` `[out, in]` in f32, f16 or bf16; result `[row, out]` in f32.
+/// `x` `[row, in]` in f32 or the dtype of the weight, `weight` `[out, in]` in f32, f16 or bf16; result `[row, out]` in
+/// the dtype of `x`.
 pub(crate) fn few_rows(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tensor<2>> {
+    #[cfg(feature = "gpu-kernels")]
+    if gpu::runs_on(&x.device()) {
+        return gpu::few_rows(x, weight);
+    }
     #[cfg(feature = "cpu-kernels")]
     return few_rows::few_rows(x, weight);
     #[cfg(not(feature = "cpu-kernels"))]
@@ -18,4 +26,27 @@ pub(crate) fn few_rows(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tensor<2>> {
         let _ = (x, weight);
         None
     }
+}
+
+/// `activation(gate) * up`, element by element; `None` if there is no kernel for these tensors.
+pub(crate) fn gate(gate: &Tensor<3>, up: &Tensor<3>, activation: Activation) -> Option<Tensor<3>> {
+    #[cfg(feature = "gpu-kernels")]
+    if gpu::runs_on(&up.device()) {
+        return gpu::gate(gate, up, activation);
+    }
+    let _ = (gate, up, activation);
+    None
+}
+
+/// Each row of `x` scaled to a root mean square of 1, then by a weight; `None` if there is no kernel for these tensors.
+///
+/// # Shapes
+/// `x` and result `[.., channel]`, `weight` `[channel]`.
+pub(crate) fn rms_norm<const D: usize>(x: &Tensor<D>, weight: &Tensor<1>, eps: f64) -> Option<Tensor<D>> {
+    #[cfg(feature = "gpu-kernels")]
+    if gpu::runs_on(&x.device()) {
+        return gpu::rms_norm(x, weight, eps);
+    }
+    let _ = (x, weight, eps);
+    None
 }

@@ -93,7 +93,8 @@ fn rms_norm_kernel<X: Float, W: Float, N: Size>(
         sync_cube();
         let half = comptime!(UNITS >> (step + 1));
         if unit < half {
-            sums[unit] = sums[unit] + sums[unit + half];
+            let other = sums[unit + half];
+            sums[unit] += other;
         }
     }
     sync_cube();

@@ -4,7 +4,7 @@
 //! the query axis. Queries run in blocks, so that no queries x keys matrix of a whole prompt is ever held, and a
 //! block of a causal prefill reads only the keys up to its last query, from the first one a sliding window shows.
 
-use crate::kernels::{attend_block, attend_one};
+use crate::kernels::{attend_block, attend_one, attend_one_unwatched};
 use crate::{Evidence, EvidenceKind, axis};
 use burn::tensor::{
     Bool, DType, Device, Int, Tensor, TensorData, activation::softmax, module, ops::AttentionModuleOptions,
@@ -323,7 +323,7 @@ pub fn attend(
             output
         } else if rows.len() == 1 {
             // A fused kernel would copy the cache to make it contiguous on some backends.
-            block.looked_at().0
+            block.unwatched()
         } else {
             block.fused()
         };
@@ -363,15 +363,22 @@ impl Block {
 
     /// Output and weights.
     fn looked_at(&self) -> (Tensor<4>, Tensor<4>) {
-        let [_, _, queries, _] = self.query.dims();
-        let own = match &self.mask {
-            None if queries == self.group => attend_one(&self.query, &self.keys, &self.values),
-            _ => None,
-        };
+        let own = self.is_plain().then(|| attend_one(&self.query, &self.keys, &self.values)).flatten();
         own.unwrap_or_else(|| {
             let weights = self.weights();
             (weights.clone().matmul(self.values.clone()), weights)
         })
+    }
+
+    /// The same output alone.
+    fn unwatched(&self) -> Tensor<4> {
+        let own = self.is_plain().then(|| attend_one_unwatched(&self.query, &self.keys, &self.values)).flatten();
+        own.unwrap_or_else(|| self.weights().matmul(self.values.clone()))
+    }
+
+    /// Whether there is one query a sequence that looks at everything.
+    fn is_plain(&self) -> bool {
+        self.mask.is_none() && self.query.dims()[2] == self.group
     }
 
     fn fused(self) -> Tensor<4> {

@@ -17,6 +17,7 @@ GROUPS = {
     "policy: attends": "every policy attends to what it keeps",
     "policy: attends, quantised": "the same in 8 and 4 bits",
     "policy: keeps": "every policy keeps what f32 keeps (share that differs)",
+    "linear": "linear layers, one row to many",
     "model": "a tiny model of every family: logits, trials",
 }
 

@@ -9,7 +9,7 @@ use burn::tensor::{
 use serde::Serialize;
 
 /// What the gate goes through.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub enum Activation {
     /// `x * sigmoid(x)`.
     #[default]
@@ -19,7 +19,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    fn forward(self, x: Tensor<3>) -> Tensor<3> {
+    pub(crate) fn forward(self, x: Tensor<3>) -> Tensor<3> {
         match self {
             Activation::Silu => silu(x),
             Activation::GeluTanh => gelu_approximate(x),

@@ -1,5 +1,5 @@
-//! Kernels of our own for tensors on burn's CPU backend, where burn's are far from what the memory allows. For tensors
-//! elsewhere, and without the feature `cpu-kernels`, there are none, and callers use burn's operations.
+//! Kernels of our own, where burn's are far from what the memory allows: for its CPU backend with the feature
+//! `cpu-kernels`, for GPUs with `gpu-kernels`. For other tensors there are none, and callers use burn's operations.
 
 #[cfg(feature = "cpu-kernels")]
 mod attend_block;
@@ -7,6 +7,8 @@ mod attend_block;
 mod attend_one;
 #[cfg(feature = "cpu-kernels")]
 mod exp;
+#[cfg(feature = "gpu-kernels")]
+mod gpu;
 #[cfg(feature = "cpu-kernels")]
 mod rows;
 #[cfg(feature = "cpu-kernels")]
@@ -21,8 +23,12 @@ pub use exp::exp;
 ///
 /// # Shapes
 /// `query` and result `[batch, kv_head, group, head_dim]`; `keys`, `values` `[batch, kv_head, cell, head_dim]`; weights
-/// `[batch, kv_head, group, cell]`; all f32.
+/// `[batch, kv_head, group, cell]` in f32.
 pub(crate) fn attend_one(query: &Tensor<4>, keys: &Tensor<4>, values: &Tensor<4>) -> Option<(Tensor<4>, Tensor<4>)> {
+    #[cfg(feature = "gpu-kernels")]
+    if gpu::runs_on(&query.device()) {
+        return gpu::attend_one(query, keys, values);
+    }
     #[cfg(feature = "cpu-kernels")]
     return attend_one::attend_one(query, keys, values);
     #[cfg(not(feature = "cpu-kernels"))]
@@ -32,7 +38,16 @@ pub(crate) fn attend_one(query: &Tensor<4>, keys: &Tensor<4>, values: &Tensor<4>
     }
 }
 
-/// The same of many queries, each of which sees the cells that `mask` does not hide, without the weights.
+/// The same output without the weights.
+pub(crate) fn attend_one_unwatched(query: &Tensor<4>, keys: &Tensor<4>, values: &Tensor<4>) -> Option<Tensor<4>> {
+    #[cfg(feature = "gpu-kernels")]
+    if gpu::runs_on(&query.device()) {
+        return gpu::attend_one_unwatched(query, keys, values);
+    }
+    attend_one(query, keys, values).map(|(output, _)| output)
+}
+
+/// The same of many queries, each of which sees the cells that `mask` does not hide.
 ///
 /// # Shapes
 /// `query` and result `[batch, kv_head, query, head_dim]`; `keys`, `values` `[batch, kv_head, cell, head_dim]`; `mask`
@@ -52,11 +67,16 @@ pub(crate) fn attend_block(
     }
 }
 
-/// The rotary encoding of heads, `None` if there is no kernel for these tensors.
+/// Rotary encoding: channels `i` and `i + head_dim / 2` are turned by the angle with these cosines and sines. `None` if
+/// there is no kernel for these tensors.
 ///
 /// # Shapes
-/// `x` and result `[batch, head, token, head_dim]`; `cos`, `sin` `[token or 1, head_dim]`; all f32.
+/// `x` and result `[batch, head, token, head_dim]`; `cos`, `sin` `[token, head_dim]` or one row for all tokens, in f32.
 pub(crate) fn turn(x: &Tensor<4>, cos: &Tensor<2>, sin: &Tensor<2>) -> Option<Tensor<4>> {
+    #[cfg(feature = "gpu-kernels")]
+    if gpu::runs_on(&x.device()) {
+        return gpu::turn(x, cos, sin);
+    }
     #[cfg(feature = "cpu-kernels")]
     return turn::turn(x, cos, sin);
     #[cfg(not(feature = "cpu-kernels"))]

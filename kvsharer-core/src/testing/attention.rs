@@ -49,6 +49,12 @@ pub(super) fn cases() -> Vec<Case> {
         ("a prompt, groups of 1, 3, 4, 8", [1, 3, 4, 8].map(|group| appended(2, 2, group, 64, 0, 9)).to_vec()),
         ("a prompt, heads of 2, 24, 80, 128", [2, 24, 80, 128].map(|dim| appended(1, 3, 2, dim, 0, 13)).to_vec()),
         ("one token", [(0, 1), (11, 4), (300, 3)].map(|(old, group)| appended(2, 3, group, 64, old, 1)).to_vec()),
+        (
+            "one token, heads of 20, 80, 128, blocks of cells",
+            [(63, 1, 20), (64, 8, 80), (128, 2, 128)]
+                .map(|(old, group, dim)| appended(1, 2, group, dim, old, 1))
+                .to_vec(),
+        ),
         ("blocks of queries", [255, 256, 257, 590].map(|new| appended(1, 1, 2, 16, 10, new)).to_vec()),
         ("a chunk behind a cache", vec![appended(2, 2, 1, 4, 7, 4), appended(1, 3, 3, 64, 100, 20)]),
         ("tokens in freed cells", vec![call(2, 1, 2, 4, 8, Fresh::new(vec![6, 7, 2, 3]))]),

@@ -19,6 +19,8 @@
 mod attention;
 mod caching;
 mod case;
+#[cfg(feature = "gpu-kernels")]
+mod gpu;
 mod host;
 mod mirror;
 mod policies;
@@ -29,6 +31,8 @@ mod storing;
 mod toy;
 
 pub use case::{Case, Measured, Outcome, Subject, Tolerance, Unmeasured, Verdict, failures};
+#[cfg(feature = "gpu-kernels")]
+pub use gpu::gpu;
 pub use host::{host, kept_tokens, largest, worst};
 pub use mirror::Mirror;
 pub use policies::{follow, policy_cases};

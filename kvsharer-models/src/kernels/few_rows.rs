@@ -133,7 +133,9 @@ mod tests {
     #[test]
     fn a_few_rows_are_multiplied_as_many_are() {
         let device = Device::flex();
-        for (rows, input, output) in [(1, 1, 1), (1, 31, 5), (2, 64, 3), (3, 576, 192), (4, 33, 2048), (1, 96, 4099_usize)] {
+        for (rows, input, output) in
+            [(1, 1, 1), (1, 31, 5), (2, 64, 3), (3, 576, 192), (4, 33, 2048), (1, 96, 4099_usize)]
+        {
             let x = Tensor::<2>::random([rows, input], Distribution::Default, &device);
             let weight = Tensor::<2>::random([output, input], Distribution::Default, &device);
             for dtype in [DType::F32, DType::BF16, DType::F16] {

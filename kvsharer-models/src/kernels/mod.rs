@@ -1,10 +1,12 @@
-//! Kernels of our own for tensors on burn's CPU backend, where burn's are far from what the memory allows. For tensors
-//! elsewhere, and without the feature `cpu-kernels`, there are none, and callers use burn's operations.
+//! Kernels of our own, where burn's are far from what the memory allows: for its CPU backend with the feature
+//! `cpu-kernels`, for GPUs with `gpu-kernels`. For other tensors there are none, and callers use burn's operations.
 
 #[cfg(feature = "cpu-kernels")]
 mod few_rows;
 #[cfg(feature = "cpu-kernels")]
 mod gated;
+#[cfg(feature = "gpu-kernels")]
+mod gpu;
 #[cfg(feature = "cpu-kernels")]
 mod rms_norm;
 
@@ -14,8 +16,13 @@ use burn::tensor::Tensor;
 /// `x W^T` of each weight for a few rows of `x`, read at memory speed; `None` if there is no kernel for these tensors.
 ///
 /// # Shapes
-/// `x` `[row, in]` in f32, weights `[out, in]` in f32, f16 or bf16; results `[row, out]` in f32.
+/// `x` `[row, in]` in f32 or the dtype of the weights, weights `[out, in]` in f32, f16 or bf16; results `[row, out]` in
+/// the dtype of `x`.
 pub(crate) fn few_rows(x: &Tensor<2>, weights: &[&Tensor<2>]) -> Option<Vec<Tensor<2>>> {
+    #[cfg(feature = "gpu-kernels")]
+    if gpu::runs_on(&x.device()) {
+        return weights.iter().map(|weight| gpu::few_rows(x, weight)).collect();
+    }
     #[cfg(feature = "cpu-kernels")]
     return few_rows::few_rows(x, weights);
     #[cfg(not(feature = "cpu-kernels"))]
@@ -25,8 +32,12 @@ pub(crate) fn few_rows(x: &Tensor<2>, weights: &[&Tensor<2>]) -> Option<Vec<Tens
     }
 }
 
-/// `activation(gate) * up`, all of one shape and in f32; `None` if there is no kernel for these tensors.
+/// `activation(gate) * up`, element by element; `None` if there is no kernel for these tensors.
 pub(crate) fn gated(activation: Activation, gate: &Tensor<3>, up: &Tensor<3>) -> Option<Tensor<3>> {
+    #[cfg(feature = "gpu-kernels")]
+    if gpu::runs_on(&up.device()) {
+        return gpu::gated(activation, gate, up);
+    }
     #[cfg(feature = "cpu-kernels")]
     return gated::gated(activation, gate, up);
     #[cfg(not(feature = "cpu-kernels"))]
@@ -36,11 +47,15 @@ pub(crate) fn gated(activation: Activation, gate: &Tensor<3>, up: &Tensor<3>) ->
     }
 }
 
-/// `x / sqrt(mean(x^2) + eps) * weight`; `None` if there is no kernel for these tensors.
+/// Each row of `x` scaled to a root mean square of 1, then by a weight; `None` if there is no kernel for these tensors.
 ///
 /// # Shapes
-/// `x` and result `[.., hidden]`, `weight` `[hidden]`; all f32.
+/// `x` and result `[.., channel]`, `weight` `[channel]`.
 pub(crate) fn rms_norm<const D: usize>(x: &Tensor<D>, weight: &Tensor<1>, eps: f64) -> Option<Tensor<D>> {
+    #[cfg(feature = "gpu-kernels")]
+    if gpu::runs_on(&x.device()) {
+        return gpu::rms_norm(x, weight, eps);
+    }
     #[cfg(feature = "cpu-kernels")]
     return rms_norm::rms_norm(x, weight, eps);
     #[cfg(not(feature = "cpu-kernels"))]

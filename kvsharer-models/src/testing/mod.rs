@@ -1,7 +1,8 @@
-//! Conformance cases of a tiny model of every family (feature `testing`), see [`kvsharer_core::testing`].
+//! Conformance cases of linear layers and of a tiny model of every family (feature `testing`), see [`kvsharer_core::testing`].
 
 mod families;
 mod host;
+mod linear;
 
 use self::families::tiny_models;
 use self::host::HostDecoder;
@@ -17,7 +18,7 @@ const SIMILARITIES: Tolerance = Tolerance::new(1e-5, 5e-3, 5e-2);
 const PROMPT: usize = 21;
 const STEPS: usize = 6;
 
-/// Cases of a tiny model of every family, and of a search on one.
+/// Cases of linear layers, of a tiny model of every family, and of a search on one.
 pub fn suite() -> Vec<Case> {
     let models = tiny_models().into_iter().flat_map(|model| {
         [("a prompt, then single tokens", false), ("chunks under sharing", true)].map(|(how, share)| {
@@ -26,7 +27,7 @@ pub fn suite() -> Vec<Case> {
         })
     });
     let name = "model llama: a search tries and keeps the pairs that it does in f32 elsewhere";
-    models.chain([Case::new(name, SIMILARITIES, searches)]).collect()
+    linear::cases().into_iter().chain(models).chain([Case::new(name, SIMILARITIES, searches)]).collect()
 }
 
 fn tokens(count: usize, seed: u64) -> Vec<u32> {

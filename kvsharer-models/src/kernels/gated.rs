@@ -46,7 +46,7 @@ fn silu(x: f32) -> f32 {
 /// `x / 2 (1 + tanh(u))` is `x / (1 + e^(-2u))`.
 #[inline(always)]
 fn gelu_tanh(x: f32) -> f32 {
-    const TWO_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWO_SQRT_2_OVER_PI: f32 = 1.595_769;
     x / (1.0 + exp(-TWO_SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x)))
 }
 

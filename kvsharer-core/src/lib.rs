@@ -56,7 +56,7 @@
 //! Nothing here names a backend: everything runs on whatever burn `Device` it is given, and the device decides how
 //! right the results are. The feature `testing` has a toy model whose weights do not depend on the device, so that one
 //! device can be held against another (the module's documentation does so).
-// Kernels for GPUs are launched without bounds checks of their own; each says why that is sound.
+// Kernels are launched without checks of each access; what they may touch is said where they are launched.
 #![cfg_attr(not(feature = "gpu-kernels"), forbid(unsafe_code))]
 
 mod adapter;

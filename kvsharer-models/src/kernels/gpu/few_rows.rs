@@ -27,7 +27,7 @@ pub(in super::super) fn few_rows(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Te
 #[backend_extension(Cube, Fusion)]
 trait FewRows: Backend {
     /// `x W^T` for `x` `[row, in]` and `W` `[out, in]`.
-    #[fusion(dtype = x, shape = { Shape::new([x[0], weight[0]]) })]
+    #[fusion(dtype = x, shape = Shape::new([x[0], weight[0]]))]
     fn few_rows(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 

@@ -124,8 +124,8 @@ mod tests {
             let cpu = Device::flex();
             let x = Tensor::<2>::random([rows, channels], Distribution::Normal(0.0, 3.0), &cpu);
             let weight = Tensor::<1>::random([channels], Distribution::Default, &cpu);
-            let there = (Tensor::from_data(x.to_data(), &device), Tensor::from_data(weight.to_data(), &device));
-            let got = rms_norm(&there.0, &there.1, 1e-5).expect("a kernel");
+            let there = Tensor::<2>::from_data(x.to_data(), &device);
+            let got = rms_norm(&there, &Tensor::from_data(weight.to_data(), &device), 1e-5).expect("a kernel");
             let got = Tensor::<2>::from_data(got.into_data(), (&cpu, DType::F32));
             let worst = (got - RmsNorm::new(weight, 1e-5).forward(x)).abs().max().into_scalar::<f32>();
             assert!(worst < 1e-5, "{rows} x {channels}: {worst}");

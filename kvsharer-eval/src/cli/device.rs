@@ -34,6 +34,7 @@ impl FromStr for DeviceArg {
             #[cfg(feature = "wgpu")]
             ("wgpu", Some(index)) => Ok(Self::Wgpu(index)),
             #[cfg(not(all(feature = "cuda", feature = "wgpu")))]
+            #[allow(unreachable_patterns)] // One of the two, where the build has the other.
             ("cuda" | "wgpu", Some(_)) => Err(format!("this build has no {kind} backend: {}", rebuild(kind))),
             _ => Err("expected cpu, cuda[:INDEX] or wgpu[:INDEX]".into()),
         }

@@ -4,9 +4,10 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use kvsharer_core::{Evidence, EvidenceKind, Fresh, MaskCache, Pass, attend};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
@@ -54,6 +55,13 @@ const BLOCK: usize = HEADS * 256 * TOKENS * size_of::<f32>();
 /// What a plain softmax(Q K^T) of the prompt would take.
 const QUERIES_BY_KEYS: usize = HEADS * TOKENS * TOKENS * size_of::<f32>();
 
+/// Threads have scratch of their own, and how many are at work at once is chance.
+fn one_thread() -> &'static ThreadPool {
+    static POOL: LazyLock<ThreadPool> =
+        LazyLock::new(|| ThreadPoolBuilder::new().num_threads(1).build().expect("a thread"));
+    &POOL
+}
+
 /// Attention over a whole prompt.
 struct Prompt {
     query: Tensor<4>,
@@ -84,7 +92,8 @@ impl Prompt {
         let [query, keys, values] = [&self.query, &self.keys, &self.values].map(Tensor::clone);
         let (live, total) = (LIVE.load(Ordering::Relaxed), TOTAL.load(Ordering::Relaxed));
         PEAK.store(live, Ordering::Relaxed);
-        let (_output, evidence) = attend(query, keys, values, &pass, &mut self.masks);
+        let masks = &mut self.masks;
+        let (_output, evidence) = one_thread().install(|| attend(query, keys, values, &pass, masks));
         let peak = PEAK.load(Ordering::Relaxed) - live;
         (Used { peak, total: TOTAL.load(Ordering::Relaxed) - total }, evidence)
     }

@@ -2,10 +2,10 @@
 //! vectors, and work for all threads whatever the number of heads.
 
 use super::exp::exp;
-use super::rows::Rows;
+use super::rows::{Rows, primitives};
 use burn::backend::Flex;
 use burn::backend::tensor::BoolTensor;
-use burn::tensor::{Bool, DType, Tensor, TensorData};
+use burn::tensor::{Bool, Tensor, TensorData};
 use nalgebra::{DMatrixView, DMatrixViewMut, Dyn};
 use rayon::prelude::*;
 
@@ -26,17 +26,11 @@ pub(super) fn attend_block(
 ) -> Option<Tensor<4>> {
     let [batch, heads, queries, dim] = query.dims();
     let cells = keys.dims()[2];
-    let is_f32 = [query, keys, values].iter().all(|tensor| tensor.dtype() == DType::F32);
-    if !is_f32 || values.dims()[3] != dim || cells == 0 {
-        return None;
-    }
     let device = query.device();
-    let query = query.clone().try_into_primitive::<Flex>().ok()?.to_contiguous();
-    let keys = keys.clone().try_into_primitive::<Flex>().ok()?;
-    let values = values.clone().try_into_primitive::<Flex>().ok()?;
+    let [query, keys, values] = &primitives(query, keys, values)?;
     let mask = mask.map(|mask| mask.clone().try_into_primitive::<Flex>()).transpose().ok()?;
     let query = query.as_slice::<f32>()?;
-    let (keys, values) = (Rows::of(&keys, dim)?, Rows::of(&values, dim)?);
+    let (keys, values) = (Rows::of(keys, dim)?, Rows::of(values, dim)?);
     let mask = match &mask {
         Some(mask) => Some(Mask::of(mask)?),
         None => None,

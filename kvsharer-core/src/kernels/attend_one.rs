@@ -1,9 +1,8 @@
 //! One query a sequence: keys and values are read where they lie, each once for the whole group of query heads.
 
 use super::exp::exp;
-use super::rows::Rows;
-use burn::backend::Flex;
-use burn::tensor::{DType, Tensor, TensorData};
+use super::rows::{Rows, primitives};
+use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
 
 /// Elements of keys that are worth other threads.
@@ -12,16 +11,10 @@ const WORTH_THREADS: usize = 1 << 20;
 pub(super) fn attend_one(query: &Tensor<4>, keys: &Tensor<4>, values: &Tensor<4>) -> Option<(Tensor<4>, Tensor<4>)> {
     let [batch, heads, group, dim] = query.dims();
     let cells = keys.dims()[2];
-    let is_f32 = [query, keys, values].iter().all(|tensor| tensor.dtype() == DType::F32);
-    if !is_f32 || values.dims()[3] != dim || cells == 0 {
-        return None;
-    }
     let device = query.device();
-    let query = query.clone().try_into_primitive::<Flex>().ok()?.to_contiguous();
-    let keys = keys.clone().try_into_primitive::<Flex>().ok()?;
-    let values = values.clone().try_into_primitive::<Flex>().ok()?;
+    let [query, keys, values] = &primitives(query, keys, values)?;
     let query = query.as_slice::<f32>()?;
-    let (keys, values) = (Rows::of(&keys, dim)?, Rows::of(&values, dim)?);
+    let (keys, values) = (Rows::of(keys, dim)?, Rows::of(values, dim)?);
     let mut output = vec![0.0; batch * heads * group * dim];
     let mut weights = vec![0.0; batch * heads * group * cells];
     let arch = pulp::Arch::new();

@@ -2,6 +2,17 @@
 
 use burn::backend::Flex;
 use burn::backend::tensor::FloatTensor;
+use burn::tensor::{DType, Tensor};
+
+/// Queries in line, keys and values as they lie; `None` for what the kernels of attention do not take.
+pub(super) fn primitives(query: &Tensor<4>, keys: &Tensor<4>, values: &Tensor<4>) -> Option<[FloatTensor<Flex>; 3]> {
+    let is_f32 = [query, keys, values].iter().all(|tensor| tensor.dtype() == DType::F32);
+    if !is_f32 || values.dims()[3] != query.dims()[3] || keys.dims()[2] == 0 {
+        return None;
+    }
+    let primitive = |tensor: &Tensor<4>| tensor.clone().try_into_primitive::<Flex>().ok();
+    Some([primitive(query)?.to_contiguous(), primitive(keys)?, primitive(values)?])
+}
 
 /// Rows of a `[batch, head, cell, head_dim]` view whose last two axes lie row behind row.
 #[derive(Clone, Copy)]

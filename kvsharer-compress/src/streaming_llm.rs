@@ -144,6 +144,10 @@ impl LayerKvPolicy for StreamingLlm {
         }
     }
 
+    fn regular(&self) -> bool {
+        true
+    }
+
     fn branch(&self, _rows: &Tensor<1, Int>) -> Option<Box<dyn LayerKvPolicy>> {
         Some(Box::new(self.clone()))
     }

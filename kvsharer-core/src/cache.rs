@@ -8,6 +8,7 @@ mod group;
 mod place;
 mod read;
 mod slide;
+mod steps;
 
 use crate::attend::{Fresh, Hidden, MaskCache, Pass, attend};
 use crate::{
@@ -18,6 +19,7 @@ pub use group::KeptTokens;
 use group::{GroupCells, Place};
 use std::collections::HashMap;
 use std::ops::Range;
+pub use steps::Steps;
 
 /// What a decoder layer calls for its attention, whoever keeps the keys and values.
 pub trait Attend {

@@ -87,7 +87,7 @@ pub use adapter::{Adapter, Mix, Turn, inverse};
 pub use adapters::{AdapterFile, AdaptersError};
 pub use attend::{Fresh, Hidden, MaskCache, Pass, Window, attend};
 pub use budget::{Budget, Lengths};
-pub use cache::{Attend, Cache, CacheOptions, KeptTokens};
+pub use cache::{Attend, Cache, CacheOptions, KeptTokens, Steps};
 pub use calibrate::{Averages, CalibrationError, CalibrationSet, hex};
 pub use error::{CacheError, PlanError};
 pub use fs::{read_at_most, temporary_folder, write_atomically};
@@ -95,6 +95,8 @@ pub use ids::{GroupId, LayerId, SlotId, axis};
 #[cfg(feature = "cpu-kernels")]
 #[doc(hidden)]
 pub use kernels::exp;
+#[doc(hidden)]
+pub use kernels::put_row;
 pub use packing::Quantisation;
 pub use plan::{Group, LayerSlots, Plan, Slot};
 pub use policy::{

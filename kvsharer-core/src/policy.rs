@@ -264,6 +264,13 @@ pub trait LayerKvPolicy: Send {
         Eviction::Nothing
     }
 
+    /// Whether evictions for a single token follow from counts alone, whatever the tokens are, and always are spans:
+    /// then steps can be planned ahead ([`Cache::plan_steps`](crate::Cache::plan_steps)). Only asked of policies that
+    /// evict something.
+    fn regular(&self) -> bool {
+        false
+    }
+
     /// The `cells` cells of `group` were rearranged, by this policy's own `Keep` or for another reason: cell `i` now
     /// holds what stood in cell `from[i]`. State by cell must follow. `from` is empty if nothing is left.
     ///
@@ -338,6 +345,9 @@ macro_rules! forward_policy {
             }
             fn evict(&mut self, group: &Group, state: &GroupState<'_>) -> Eviction {
                 (**self).evict(group, state)
+            }
+            fn regular(&self) -> bool {
+                (**self).regular()
             }
             fn rearrange(&mut self, group: &Group, from: &Tensor<3, Int>, cells: usize) {
                 (**self).rearrange(group, from, cells)

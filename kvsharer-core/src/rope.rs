@@ -42,6 +42,11 @@ impl Rope {
 
     /// The table for `positions`. Angles are computed on the host in f64, so late positions are as exact as early ones.
     pub fn table(&self, positions: Range<usize>, device: &Device) -> RopeTable {
+        self.table_of(positions, device)
+    }
+
+    /// The same for positions in any order.
+    pub(crate) fn table_of(&self, positions: impl ExactSizeIterator<Item = usize>, device: &Device) -> RopeTable {
         let shape = [positions.len(), self.head_dim()];
         let (mut cos, mut sin) = (Vec::with_capacity(shape[0] * shape[1]), Vec::new());
         for position in positions {
@@ -77,6 +82,12 @@ impl RopeTable {
     /// Where it is.
     pub fn device(&self) -> Device {
         self.cos.device()
+    }
+
+    /// The table of the one position in the row that `row` `[1]` names.
+    pub fn row(&self, row: &Tensor<1, Int>) -> Self {
+        let of = |table: &Tensor<2>| table.clone().select(0, row.clone());
+        Self { cos: of(&self.cos), sin: of(&self.sin) }
     }
 
     /// Whether it has no position.

@@ -1,5 +1,6 @@
 //! The buffers of a plan: allocated once, written in place, read without a copy.
 
+use crate::kernels::put;
 use crate::{Kv, Lengths, Plan, QuantisedBuffer, SlotId, Storage, axis};
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor};
 use std::ops::Range;
@@ -88,12 +89,28 @@ impl Store {
         }
     }
 
-    /// A store whose row `i` is a copy of row `rows[i]`.
-    pub(crate) fn branch(&self, rows: &Tensor<1, Int>) -> Self {
+    /// All cells of a slot that is not quantised, in use or not.
+    ///
+    /// # Shapes
+    /// Result: `[batch, kv_head, capacity, head_dim]`.
+    pub(crate) fn whole(&self, slot: SlotId) -> Tensor<4> {
+        self.slots[slot.0].stored().clone()
+    }
+
+    /// Writes the tokens of `values` into the cells from the one that the device knows, `first` `[1]`, of a slot that is
+    /// not quantised.
+    pub(crate) fn put(&mut self, slot: SlotId, first: &Tensor<1, Int>, values: Tensor<4>) {
+        if let Cells::Full(buffer) = &mut self.slots[slot.0].cells {
+            *buffer = buffer.take().map(|buffer| put(buffer, values, first));
+        }
+    }
+
+    /// A store whose row `i` is a copy of row `rows[i]`, with room for so many cells in each slot that is not quantised.
+    pub(crate) fn branch(&self, rows: &Tensor<1, Int>, capacities: impl Iterator<Item = usize>) -> Self {
         let pick = |tensor: &Tensor<4>| tensor.clone().select(axis::BATCH, rows.clone().to_device(&tensor.device()));
-        let slots = self.slots.iter().map(|slot| SlotBuffer {
+        let slots = self.slots.iter().zip(capacities).map(|(slot, capacity)| SlotBuffer {
             cells: match &slot.cells {
-                Cells::Full(buffer) => Cells::Full(buffer.as_ref().map(pick)),
+                Cells::Full(buffer) => Cells::Full(buffer.as_ref().map(|buffer| resized(pick(buffer), capacity))),
                 Cells::Quantised(buffer) => Cells::Quantised(buffer.branch(rows)),
             },
             in_flight: slot.in_flight.as_ref().map(pick),
@@ -235,6 +252,16 @@ impl SlotBuffer {
             });
         }
     }
+}
+
+/// The first `capacity` cells, with zeros behind them where there are fewer.
+fn resized(buffer: Tensor<4>, capacity: usize) -> Tensor<4> {
+    let [batch, heads, cells, dim] = buffer.dims();
+    if capacity <= cells {
+        return if capacity == cells { buffer } else { buffer.slice_dim(axis::CELL, 0..capacity) };
+    }
+    let zeros = Tensor::zeros([batch, heads, capacity, dim], (&buffer.device(), buffer.dtype()));
+    zeros.slice_assign([0..batch, 0..heads, 0..cells, 0..dim], buffer)
 }
 
 fn tensor_bytes(tensor: &Tensor<4>) -> usize {

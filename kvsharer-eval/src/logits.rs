@@ -137,9 +137,10 @@ fn score_on_device(logits: Tensor<3>, targets: &[u32]) -> Result<Vec<TokenScore>
     let block = BLOCK.min(vocab);
     let logits = logits.cast(DType::F32).reshape([rows, vocab]);
     let start = |target: u32| (target as usize / block * block).min(vocab - block);
-    let index: Vec<i64> =
-        targets.iter().flat_map(|&target| (0..block).map(move |i| (start(target) + i) as i64)).collect();
-    let index = Tensor::<2, Int>::from_data(TensorData::new(index, [rows, block]), &logits.device());
+    let starts: Vec<i64> = targets.iter().map(|&target| start(target) as i64).collect();
+    let starts = Tensor::<2, Int>::from_data(TensorData::new(starts, [rows, 1]), &logits.device());
+    let within = Tensor::<1, Int>::arange(0..block as i64, &logits.device()).reshape([1, block]);
+    let index = starts.expand([rows, block]) + within.expand([rows, block]);
     let around = logits.clone().gather(1, index);
     let (whole, blocks) = (vocab / block * block, vocab / block);
     let by_block = |x: &Tensor<2>| x.clone().slice_dim(1, 0..whole).reshape([rows, blocks, block]);

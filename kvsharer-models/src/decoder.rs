@@ -4,10 +4,10 @@ use crate::attention::Attention;
 use crate::linear::Linear;
 use crate::mlp::Mlp;
 use crate::norm::RmsNorm;
-use crate::{DecoderConfig, ModelError, Placement};
+use crate::{DecoderConfig, ModelError, Placement, RopeConfig};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use kvsharer_core::{
-    Attend, Cache, CacheError, CacheOptions, LayerId, ModelShape, PlanError, RopeTable, SearchModel, Stack,
+    Attend, Cache, CacheError, CacheOptions, LayerId, ModelShape, PlanError, RopeTable, SearchModel, Stack, Steps,
 };
 use std::ops::Range;
 use std::sync::Mutex;
@@ -71,6 +71,9 @@ pub struct Decoder {
     /// pass need the same ones.
     tables: Mutex<[Option<PositionTable>; 2]>,
 }
+
+/// Rotary encodings of planned steps, of the layers without and with one of their own.
+pub(crate) struct StepTurns([Option<RopeTable>; 2]);
 
 /// A table, and the positions it is for.
 type PositionTable = (Range<usize>, RopeTable);
@@ -229,6 +232,46 @@ impl Decoder {
         Ok(self.final_norm(hidden))
     }
 
+    /// Runs a token a row, in a step that was planned ahead.
+    ///
+    /// # Shapes
+    /// `ids` `[batch, 1]`; `step` `[1]`; result `[batch, 1, hidden]` after the final norm.
+    pub(crate) fn step(
+        &self,
+        ids: Tensor<2, Int>,
+        step: &Tensor<1, Int>,
+        turns: &StepTurns,
+        steps: &mut Steps<'_, '_>,
+    ) -> Result<Tensor<3>, ModelError> {
+        steps.begin(step);
+        let mut hidden = self.embed(ids);
+        let rows = [&turns.0[0], &turns.0[1]].map(|table| table.as_ref().map(|table| table.row(step)));
+        for layer in self.shape.ids() {
+            let table = rows[usize::from(self.is_local(layer))].as_ref();
+            let Some(table) = table else { return Err(CacheError::OutOfTurn { layer }.into()) };
+            hidden = self.turned_layer(layer, hidden, table, steps)?;
+        }
+        Ok(self.final_norm(hidden))
+    }
+
+    /// The rotary encodings of steps at these positions; `None` if they depend on the length of the text.
+    pub(crate) fn step_turns(&self, positions: Range<usize>) -> Option<StepTurns> {
+        let table = |rope: &RopeConfig| {
+            let rope = (!rope.is_dynamic()).then(|| rope.rope(self.config.head_dim, positions.end))?;
+            Some(rope.table(positions.clone(), &self.device()))
+        };
+        let local = match &self.config.local_rope {
+            Some(rope) => Some(table(rope)?),
+            None => None,
+        };
+        Some(StepTurns([Some(table(&self.config.rope)?), local]))
+    }
+
+    /// Whether a layer has the local rotary encoding.
+    fn is_local(&self, layer: LayerId) -> bool {
+        self.config.local_rope.as_ref() == Some(self.config.rope_of(self.origins[layer.0]))
+    }
+
     /// Scores of the next token.
     ///
     /// # Shapes
@@ -237,9 +280,23 @@ impl Decoder {
         self.head.forward(hidden)
     }
 
+    fn turned_layer<A: Attend>(
+        &self,
+        layer: LayerId,
+        hidden: Tensor<3>,
+        rope: &RopeTable,
+        attention: &mut A,
+    ) -> Result<Tensor<3>, CacheError> {
+        let own = &self.layers[layer.0];
+        let mixed = own.attention.forward(layer, own.attention_norm.forward(hidden.clone()), rope, attention)?;
+        let hidden = hidden + normed(mixed, &own.post_attention_norm);
+        let mixed = own.mlp.forward(own.mlp_norm.forward(hidden.clone()));
+        let hidden = hidden + normed(mixed, &own.post_mlp_norm);
+        Ok(own.bare.iter().fold(hidden, |hidden, bare| bare.forward(hidden)))
+    }
+
     fn rope_table(&self, layer: LayerId, positions: Range<usize>) -> RopeTable {
-        let rope = self.config.rope_of(self.origins[layer.0]);
-        let local = self.config.local_rope.as_ref() == Some(rope);
+        let (rope, local) = (self.config.rope_of(self.origins[layer.0]), self.is_local(layer));
         let device = &self.devices[layer.0];
         // A poisoned lock only means that a panic elsewhere interrupted a refresh; the value is replaced as a whole.
         let mut tables = self.tables.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -277,13 +334,8 @@ impl SearchModel for Decoder {
 
     fn layer<A: Attend>(&self, layer: LayerId, hidden: Tensor<3>, attention: &mut A) -> Result<Tensor<3>, CacheError> {
         let hidden = hidden.to_device(&self.devices[layer.0]);
-        let own = &self.layers[layer.0];
         let rope = self.rope_table(layer, attention.positions());
-        let mixed = own.attention.forward(layer, own.attention_norm.forward(hidden.clone()), &rope, attention)?;
-        let hidden = hidden + normed(mixed, &own.post_attention_norm);
-        let mixed = own.mlp.forward(own.mlp_norm.forward(hidden.clone()));
-        let hidden = hidden + normed(mixed, &own.post_mlp_norm);
-        Ok(own.bare.iter().fold(hidden, |hidden, bare| bare.forward(hidden)))
+        self.turned_layer(layer, hidden, &rope, attention)
     }
 
     fn final_norm(&self, hidden: Tensor<3>) -> Tensor<3> {

@@ -2,6 +2,7 @@
 
 mod batch;
 mod row;
+mod steps;
 mod stop;
 
 use crate::import::ModelTokenizer;
@@ -11,6 +12,7 @@ use burn::tensor::Tensor;
 use kvsharer_core::Cache;
 use row::Row;
 use std::time::{Duration, Instant};
+pub use steps::DeviceLoop;
 
 /// When generation stops, and how tokens are chosen.
 #[derive(Clone, Debug, Default)]

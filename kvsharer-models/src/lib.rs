@@ -41,7 +41,7 @@ pub use error::ModelError;
 pub use export::ExportError;
 pub use fetch::home;
 pub use files::{Dtypes, ModelFiles};
-pub use generate::{GenerateOptions, Generated, Stopped, generate, generate_batch, generate_from};
+pub use generate::{DeviceLoop, GenerateOptions, Generated, Stopped, generate, generate_batch, generate_from};
 pub use import::ModelTokenizer;
 pub use linear::Linear;
 pub use mlp::{Activation, Mlp};

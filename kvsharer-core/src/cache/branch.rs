@@ -3,7 +3,7 @@
 use super::group::{GroupCells, KeptTokens};
 use super::{Cache, CacheOptions};
 use crate::attend::MaskCache;
-use crate::{CacheError, LayerId};
+use crate::{CacheError, Group, LayerId, Storage};
 use burn::tensor::{Int, Tensor, TensorData};
 use std::collections::HashMap;
 
@@ -19,6 +19,15 @@ impl Cache<'_> {
     /// [`CacheError::CannotBranch`] if a policy cannot be copied
     /// ([`LayerKvPolicy::branch`](crate::LayerKvPolicy::branch)).
     pub fn branch(&self, rows: &[usize]) -> Result<Cache<'static>, CacheError> {
+        self.branch_for(rows, self.options.tokens)
+    }
+
+    /// [`branch`](Self::branch) for sequences of at most `tokens` tokens, so that a trunk needs no room for what follows
+    /// it. Buffers whose size has nothing to do with the length of the text, and quantised ones, keep theirs.
+    ///
+    /// # Errors
+    /// As `branch`.
+    pub fn branch_for(&self, rows: &[usize], tokens: usize) -> Result<Cache<'static>, CacheError> {
         if self.next != self.model.len() && !self.positions.is_empty() {
             return Err(CacheError::OutOfTurn { layer: LayerId(self.next) });
         }
@@ -29,16 +38,23 @@ impl Cache<'_> {
         let index: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
         let index = Tensor::from_data(TensorData::new(index, [rows.len()]), &self.device);
         let padding = rows.iter().filter_map(|&row| self.padding.get(row).copied()).collect();
+        let options = CacheOptions { batch: rows.len(), tokens, ..self.options.clone() };
+        let sized = |(id, group): (usize, &Group)| match group.storage {
+            Storage::Full => group.capacity(options.lengths()).max(self.groups[id].cells),
+            Storage::Quantised(_) => self.capacities[id],
+        };
+        let capacities: Vec<usize> = self.plan.groups().iter().enumerate().map(sized).collect();
+        let by_slot = self.plan.slots().iter().map(|slot| capacities[slot.group.0]);
         Ok(Cache {
             model: self.model.clone(),
             plan: self.plan.clone(),
             stack: self.stack.branch(&index)?,
-            store: self.store.branch(&index),
-            options: CacheOptions { batch: rows.len(), ..self.options.clone() },
+            store: self.store.branch(&index, by_slot),
+            options,
             device: self.device.clone(),
             homes: self.homes.clone(),
             groups: self.groups.iter().map(|group| group.branch(&index)).collect(),
-            capacities: self.capacities.clone(),
+            capacities,
             bounded: self.bounded,
             masks: MaskCache::default(),
             padded: HashMap::new(),

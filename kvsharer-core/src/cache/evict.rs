@@ -167,7 +167,7 @@ impl Cache<'_> {
     }
 
     /// Notes the positions of the tokens of the running forward pass.
-    fn note(&mut self, id: GroupId, place: &Place) {
+    pub(super) fn note(&mut self, id: GroupId, place: &Place) {
         let pass = self.positions.clone();
         let [batch, heads] = [self.options.batch, self.plan.group(id).kv_heads];
         let cells = &mut self.groups[id.0];

@@ -37,7 +37,7 @@ impl Cache<'_> {
         Ok(())
     }
 
-    fn place(&mut self, id: GroupId, pass: &Range<usize>, freed: Vec<usize>) -> Result<Place, CacheError> {
+    pub(super) fn place(&mut self, id: GroupId, pass: &Range<usize>, freed: Vec<usize>) -> Result<Place, CacheError> {
         let (tokens, capacity) = (pass.len(), self.capacity(id));
         let cells = &mut self.groups[id.0];
         let in_flight = cells.in_flight;

@@ -14,7 +14,7 @@ mod rows;
 #[cfg(feature = "cpu-kernels")]
 mod turn;
 
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor, activation::softmax};
 #[cfg(feature = "cpu-kernels")]
 pub use exp::exp;
 
@@ -45,6 +45,61 @@ pub(crate) fn attend_one_unwatched(query: &Tensor<4>, keys: &Tensor<4>, values: 
         return gpu::attend_one_unwatched(query, keys, values);
     }
     attend_one(query, keys, values).map(|(output, _)| output)
+}
+
+/// The same output over the first cells, as many as the device says in `count` `[1]`; always one query a sequence.
+pub(crate) fn attend_counted(
+    query: Tensor<4>,
+    keys: Tensor<4>,
+    values: Tensor<4>,
+    count: &Tensor<1, Int>,
+) -> Tensor<4> {
+    #[cfg(feature = "gpu-kernels")]
+    if gpu::runs_on(&query.device())
+        && let Some(output) = gpu::attend_counted(&query, &keys, &values, count)
+    {
+        return output;
+    }
+    let [_, _, cells, dim] = keys.dims();
+    let scores = (query * (1.0 / (dim as f64).sqrt())).matmul(keys.swap_dims(2, 3));
+    let behind = Tensor::<1, Int>::arange(0..cells as i64, &scores.device()).greater_equal(count.clone());
+    let behind = behind.reshape([1, 1, 1, cells]).expand(scores.shape());
+    softmax(scores.mask_fill(behind, f32::NEG_INFINITY), 3).matmul(values)
+}
+
+/// Writes the tokens of `values` into cells of a buffer from the one that the device says in `first` `[1]`; on a device
+/// with a kernel for it in place, whoever else holds the buffer.
+///
+/// # Shapes
+/// `buffer` and result `[batch, kv_head, cell, head_dim]`, `values` `[batch, kv_head, token, head_dim]`.
+pub(crate) fn put(buffer: Tensor<4>, values: Tensor<4>, first: &Tensor<1, Int>) -> Tensor<4> {
+    #[cfg(feature = "gpu-kernels")]
+    let buffer = match gpu::runs_on(&buffer.device()) {
+        true => match gpu::put(buffer, &values, first) {
+            Ok(written) => return written,
+            Err(buffer) => buffer,
+        },
+        false => buffer,
+    };
+    let [batch, heads, tokens, dim] = values.dims();
+    let cells = Tensor::<1, Int>::arange(0..tokens as i64, &buffer.device()) + first.clone();
+    let cells = cells.reshape([1, 1, tokens, 1]).expand([batch, heads, tokens, dim]);
+    buffer.scatter(2, cells, values, IndexingUpdateOp::Assign)
+}
+
+/// Writes `row` `[1, column]` into the row of `rows` `[row, column]` that the device says in `at` `[1]`; on a device with a
+/// kernel for it in place, whoever else holds the rows.
+pub fn put_row(rows: Tensor<2, Int>, row: Tensor<2, Int>, at: &Tensor<1, Int>) -> Tensor<2, Int> {
+    #[cfg(feature = "gpu-kernels")]
+    let rows = match gpu::runs_on(&rows.device()) {
+        true => match gpu::put_row(rows, &row, at) {
+            Ok(written) => return written,
+            Err(rows) => rows,
+        },
+        false => rows,
+    };
+    let index = at.clone().reshape([1, 1]).expand(row.dims());
+    rows.scatter(0, index, row, IndexingUpdateOp::Assign)
 }
 
 /// The same of many queries, each of which sees the cells that `mask` does not hide.

@@ -35,6 +35,9 @@ pub(super) struct BenchArgs {
     /// Repeats after one run to warm up
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     repeats: u32,
+    /// On a GPU, read the scores of each step back instead of choosing tokens there
+    #[arg(long)]
+    eager: bool,
     /// Where to write the rows as JSON
     #[arg(long, short)]
     output: Option<PathBuf>,
@@ -68,6 +71,7 @@ pub(super) fn run(args: &BenchArgs, global: &Global) -> Result<(), CliError> {
         prompt: args.prompt as usize,
         generate: args.generate as usize,
         repeats: args.repeats as usize,
+        on_device: !args.eager && global.device.runs_ahead(),
     };
     let mut stacks = vec![&args.stack];
     let full = StackArgs::default();

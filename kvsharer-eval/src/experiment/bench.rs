@@ -3,7 +3,7 @@
 use crate::{EvalError, Spread};
 use burn::tensor::{DType, Tensor};
 use kvsharer_core::{Lengths, SearchModel, Stack};
-use kvsharer_models::{Decoder, ModelError};
+use kvsharer_models::{Decoder, DeviceLoop, ModelError};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
@@ -19,11 +19,15 @@ pub struct BenchSpec {
     pub generate: usize,
     /// Repeats after a warm-up.
     pub repeats: usize,
+    /// Choose tokens greedily on the device, where steps can be planned ahead
+    /// ([`DeviceLoop`](kvsharer_models::DeviceLoop)): what a GPU can do without waiting for the host.
+    #[serde(skip)]
+    pub on_device: bool,
 }
 
 impl Default for BenchSpec {
     fn default() -> Self {
-        Self { batch: vec![1], prompt: 512, generate: 128, repeats: 3 }
+        Self { batch: vec![1], prompt: 512, generate: 128, repeats: 3, on_device: false }
     }
 }
 
@@ -54,13 +58,16 @@ pub struct BenchRow {
     pub bytes_reserved: Option<u64>,
     /// Largest resident set of the process so far, in bytes; `None` where the system does not tell.
     pub peak_rss: Option<u64>,
+    /// Whether decoding steps were recorded once and replayed by the hardware, the tokens chosen there.
+    #[serde(default)]
+    pub replayed: bool,
     /// Seconds of the warm-up: kernel compilation and autotuning are in it.
     pub warmup_seconds: f64,
 }
 
 /// Times a prefill of `batch` prompts and the decoding after it, `repeats` times after one run to warm up. Tokens are
 /// drawn from the vocabulary in a fixed order, the same in every configuration, and each step ends when its scores are
-/// on the host, as sampling needs them.
+/// on the host, as sampling needs them; with `on_device`, steps follow each other without the host and are timed together.
 ///
 /// # Errors
 /// [`EvalError`] for lengths of 0, or whatever model, policies and cache refuse.
@@ -83,6 +90,7 @@ pub fn bench<'p>(
     let options = model.cache_options(batch, tokens).for_prompt(spec.prompt);
     let mut cache = model.cache(stack()?, options)?;
     let kv_bytes_plan = cache.plan().bytes(batch, Lengths::new(spec.prompt, tokens), model.dtype().size());
+    let (vocab, mut replayed) = (model.config().vocab, false);
     let mut once = || -> Result<(f64, Vec<f64>), EvalError> {
         cache.reset();
         let rows: Vec<Vec<u32>> = (0..batch).map(|row| token_row(row, 0..spec.prompt, model.config().vocab)).collect();
@@ -91,6 +99,20 @@ pub fn bench<'p>(
         let hidden = model.forward(&rows, &mut cache)?;
         scores(model, hidden.slice_dim(1, spec.prompt - 1..spec.prompt))?;
         let prefill = start.elapsed().as_secs_f64();
+        if spec.on_device {
+            let first: Vec<u32> =
+                (0..batch).map(|row| token_row(row, spec.prompt..spec.prompt + 1, vocab)[0]).collect();
+            if let Some(mut steps) = DeviceLoop::new(model, &mut cache, &first, spec.generate)? {
+                steps.wait()?;
+                let (start, left) = (Instant::now(), steps.left());
+                steps.run(left)?;
+                steps.wait()?;
+                let step = start.elapsed().as_secs_f64() / left as f64;
+                replayed = steps.is_recorded();
+                done(1);
+                return Ok((prefill, vec![step; spec.generate]));
+            }
+        }
         let mut steps = Vec::with_capacity(spec.generate);
         for at in spec.prompt..tokens {
             let rows: Vec<Vec<u32>> = (0..batch).map(|row| token_row(row, at..at + 1, model.config().vocab)).collect();
@@ -125,6 +147,7 @@ pub fn bench<'p>(
         bytes_in_use: usage.as_ref().map(|usage| usage.bytes_in_use),
         bytes_reserved: usage.as_ref().map(|usage| usage.bytes_reserved),
         peak_rss: peak_rss(),
+        replayed,
         warmup_seconds,
     })
 }

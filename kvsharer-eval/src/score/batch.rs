@@ -47,13 +47,14 @@ impl Batch<'_> {
         if (exact || family.prefix == 0) && family.prefix != longest.prefix {
             return false;
         }
+        let families = || self.families.iter().copied().chain([family]);
         let rows = self.rows() + family.members.len();
-        let tail = self.families.iter().map(|family| family.tail).max().unwrap_or(0).max(family.tail);
-        let tokens = (self.families.len() + 1) * longest.prefix + rows * tail;
-        rows <= options.rows && tokens <= options.tokens
+        let tokens = (self.families.len() + 1) * longest.prefix + families().map(Family::tails).sum::<usize>();
+        let padding: usize = families().map(|family| longest.prefix - family.prefix).sum();
+        rows <= options.rows && tokens <= options.tokens && padding <= options.padding
     }
 
-    /// Runs the prefixes in one pass and the tails in as few as their lengths allow.
+    /// Runs the prefixes in one pass and the tails in as few as their lengths and what padding may cost allow.
     pub(super) fn run<'p>(
         &self,
         model: &Decoder,
@@ -63,7 +64,6 @@ impl Batch<'_> {
         stack: &impl Fn() -> Result<Stack<'p>, EvalError>,
     ) -> Result<Vec<(Member, Likelihood)>, EvalError> {
         let prefix = self.families.iter().map(|family| family.prefix).max().unwrap_or(0);
-        let tail = self.families.iter().map(|family| family.tail).max().unwrap_or(0);
         let members: Vec<(usize, Member)> = self
             .families
             .iter()
@@ -83,7 +83,7 @@ impl Batch<'_> {
             }
             Ok(())
         };
-        let fresh = |rows: usize| -> Result<Cache<'p>, EvalError> {
+        let fresh = |rows: usize, tail: usize| -> Result<Cache<'p>, EvalError> {
             let cache_options = model.cache_options(rows, prefix + tail);
             let cache_options = if prefix > 0 { cache_options.for_prompt(prefix) } else { cache_options };
             Ok(model.cache(stack()?, cache_options)?)
@@ -99,7 +99,9 @@ impl Batch<'_> {
 
         let mut trunk = None;
         if prefix > 0 {
-            let mut cache = fresh(self.families.len())?;
+            // Where policies count on the whole length, the trunk must have it.
+            let tail = if exact { self.families.iter().map(|family| family.tail).max().unwrap_or(0) } else { 0 };
+            let mut cache = fresh(self.families.len(), tail)?;
             let rows: Vec<usize> = (0..self.families.len()).collect();
             let hidden = run_prefixes(&rows, &mut cache)?;
             score(hidden, self.wants_of_prefixes(prefix, &members, items))?;
@@ -107,13 +109,15 @@ impl Batch<'_> {
         }
         for pass in passes(&members, &self.families, items, exact, options) {
             let rows: Vec<usize> = pass.iter().map(|&index| members[index].0).collect();
+            let longest =
+                pass.iter().map(|&index| tail(members[index], &self.families, items).len()).max().unwrap_or(0);
             let mut cache = match &trunk {
-                None => fresh(rows.len())?,
-                Some(trunk) => match trunk.branch(&rows) {
+                None => fresh(rows.len(), longest)?,
+                Some(trunk) => match trunk.branch_for(&rows, trunk.options().tokens.max(prefix + longest)) {
                     Ok(branches) => branches,
                     // A policy that cannot be copied sees every prefix again.
                     Err(CacheError::CannotBranch { .. }) => {
-                        let mut cache = fresh(rows.len())?;
+                        let mut cache = fresh(rows.len(), longest)?;
                         run_prefixes(&rows, &mut cache)?;
                         cache
                     }
@@ -206,7 +210,8 @@ fn passes(
         let joins = |pass: &&mut Vec<usize>| {
             let longest = length(pass[0]);
             let fits = (pass.len() + 1) * longest <= options.tokens && pass.len() < options.rows;
-            fits && (!exact || longest == length(index))
+            let padding: usize = pass.iter().chain([&index]).map(|&index| longest - length(index)).sum();
+            fits && padding <= options.padding && (!exact || longest == length(index))
         };
         match passes.last_mut().filter(|pass| joins(pass)) {
             Some(pass) => pass.push(index),

@@ -17,18 +17,31 @@ pub(super) struct Family {
     pub(super) members: Vec<Member>,
     /// Tokens that the longest member runs after the prefix.
     pub(super) tail: usize,
+    /// Tokens that all members run after the prefix.
+    tails: usize,
 }
 
 impl Family {
     fn new(prefix: usize, members: Vec<Member>, items: &[Vec<Sequence>]) -> Self {
-        let tails = members.iter().map(|member| member.of(items).ids.len() - 1 - prefix);
-        Self { prefix, tail: tails.max().unwrap_or(0), members }
+        let tails = || members.iter().map(|member| member.of(items).ids.len() - 1 - prefix);
+        Self { prefix, tail: tails().max().unwrap_or(0), tails: tails().sum(), members }
+    }
+
+    fn join(&mut self, member: Member, items: &[Vec<Sequence>]) {
+        let tail = member.of(items).ids.len() - 1 - self.prefix;
+        self.members.push(member);
+        self.tail = self.tail.max(tail);
+        self.tails += tail;
+    }
+
+    /// Tokens that its members run after the prefix.
+    pub(super) fn tails(&self) -> usize {
+        self.tails
     }
 
     /// Tokens that are run for it.
-    pub(super) fn tokens(&self, items: &[Vec<Sequence>]) -> usize {
-        let tails = self.members.iter().map(|member| member.of(items).ids.len() - 1 - self.prefix);
-        self.prefix + tails.sum::<usize>()
+    pub(super) fn tokens(&self) -> usize {
+        self.prefix + self.tails
     }
 }
 
@@ -54,10 +67,7 @@ pub(super) fn families(items: &[Vec<Sequence>], exact: bool, share: bool) -> Vec
                         share && other.prompt == *prompt && other.ids[..*prompt] == ids[..*prompt]
                     };
                     match families.iter_mut().find(same) {
-                        Some(family) => {
-                            family.members.push(member);
-                            family.tail = family.tail.max(ids.len() - 1 - prompt);
-                        }
+                        Some(family) => family.join(member, items),
                         None => families.push(Family::new(*prompt, vec![member], items)),
                     }
                 }
@@ -92,7 +102,7 @@ mod tests {
         let items = vec![vec![sequence(&[1, 2, 3, 4], 2), sequence(&[1, 2, 3, 5, 6], 2), sequence(&[1, 2, 3], 2)]];
         let shared = families(&items, false, true);
         assert_eq!((shared.len(), shared[0].prefix, shared[0].tail), (1, 2, 2));
-        assert_eq!(shared[0].tokens(&items), 2 + 1 + 2);
+        assert_eq!(shared[0].tokens(), 2 + 1 + 2);
         let exact = families(&items, true, true);
         assert_eq!((exact.len(), exact[0].prefix, exact[0].tail), (1, 2, 2));
         assert_eq!(families(&items, false, false).len(), 3);

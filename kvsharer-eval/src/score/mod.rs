@@ -39,6 +39,9 @@ pub struct ScoreOptions {
     pub tokens: usize,
     /// Sequences of a forward pass at most.
     pub rows: usize,
+    /// Tokens of padding that a forward pass may have, if those that it evens out would otherwise need one more pass:
+    /// as many as run in the time that a pass costs whatever is in it.
+    pub padding: usize,
     /// Run what sequences of an item begin with once.
     pub share_prefixes: bool,
     /// Where logits become scores.
@@ -50,7 +53,7 @@ pub struct ScoreOptions {
 
 impl Default for ScoreOptions {
     fn default() -> Self {
-        Self { tokens: 1024, rows: 64, share_prefixes: true, reduce: Reduce::Host, one_at_a_time: false }
+        Self { tokens: 1024, rows: 64, padding: 64, share_prefixes: true, reduce: Reduce::Host, one_at_a_time: false }
     }
 }
 
@@ -105,7 +108,7 @@ pub fn likelihoods<'p>(
     }
     Ok(Scored {
         likelihoods: found,
-        tokens_run: families.iter().map(|family| family.tokens(items)).sum(),
+        tokens_run: families.iter().map(|family| family.tokens()).sum(),
         batch: batches.iter().map(Batch::rows).max().unwrap_or(0),
         longest: items.iter().flatten().map(|sequence| sequence.ids.len() - 1).max().unwrap_or(0),
     })

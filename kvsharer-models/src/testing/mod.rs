@@ -1,5 +1,6 @@
 //! Conformance cases of linear layers and of a tiny model of every family (feature `testing`), see [`kvsharer_core::testing`].
 
+mod ahead;
 mod families;
 mod host;
 mod linear;
@@ -27,7 +28,12 @@ pub fn suite() -> Vec<Case> {
         })
     });
     let name = "model llama: a search tries and keeps the pairs that it does in f32 elsewhere";
-    linear::cases().into_iter().chain(models).chain([Case::new(name, SIMILARITIES, searches)]).collect()
+    linear::cases()
+        .into_iter()
+        .chain(models)
+        .chain(ahead::cases())
+        .chain([Case::new(name, SIMILARITIES, searches)])
+        .collect()
 }
 
 fn tokens(count: usize, seed: u64) -> Vec<u32> {

@@ -7,8 +7,11 @@ use super::join_parts::join_parts;
 use super::{CubeTensor, address, known, width};
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::backend::fusion::custom::TensorSpec;
-use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension, tensor::FloatTensor};
-use burn::tensor::{DType, Shape, Tensor};
+use burn::backend::{
+    Backend, Dispatch, DispatchDevice, backend_extension,
+    tensor::{FloatTensor, IntTensor},
+};
+use burn::tensor::{DType, Int, Shape, Tensor};
 use burn_cubecl::{CubeBackend, kernel::into_contiguous, ops::numeric::empty_device_contiguous_dtype};
 use cubecl::prelude::*;
 
@@ -41,6 +44,19 @@ pub(in super::super) fn attend_one_unwatched(
     }
     let [query, keys, values] = [query, keys, values].map(|tensor| tensor.clone().into_dispatch());
     Some(Tensor::from_dispatch(Dispatch::attend_one_unwatched(query, keys, values)))
+}
+
+pub(in super::super) fn attend_counted(
+    query: &Tensor<4>,
+    keys: &Tensor<4>,
+    values: &Tensor<4>,
+    count: &Tensor<1, Int>,
+) -> Option<Tensor<4>> {
+    if !fits(query, keys, values) || count.dtype() != DType::I32 {
+        return None;
+    }
+    let [query, keys, values] = [query, keys, values].map(|tensor| tensor.clone().into_dispatch());
+    Some(Tensor::from_dispatch(Dispatch::attend_counted(query, keys, values, count.clone().into_dispatch())))
 }
 
 fn fits(query: &Tensor<4>, keys: &Tensor<4>, values: &Tensor<4>) -> bool {
@@ -79,6 +95,15 @@ trait AttendOne: Backend {
         keys: FloatTensor<Self>,
         values: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
+
+    /// The same over the first cells, of which there are `count` `[1]`.
+    #[fusion(dtype = query, shape = query)]
+    fn attend_counted(
+        query: FloatTensor<Self>,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        count: IntTensor<Self>,
+    ) -> FloatTensor<Self>;
 }
 
 fn output_and_weights(query: &TensorSpec, keys: &TensorSpec, _values: &TensorSpec) -> (TensorSpec, TensorSpec) {
@@ -93,7 +118,7 @@ impl AttendOne for CubeBackend {
         keys: FloatTensor<Self>,
         values: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        launch(query, keys, values, true)
+        launch(query, keys, values, None, true)
     }
 
     fn attend_one_unwatched(
@@ -101,12 +126,27 @@ impl AttendOne for CubeBackend {
         keys: FloatTensor<Self>,
         values: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        launch(query, keys, values, false).0
+        launch(query, keys, values, None, false).0
+    }
+
+    fn attend_counted(
+        query: FloatTensor<Self>,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        count: IntTensor<Self>,
+    ) -> FloatTensor<Self> {
+        launch(query, keys, values, Some(count), false).0
     }
 }
 
 /// The output, and the weights if they are `watched`.
-fn launch(query: CubeTensor, keys: CubeTensor, values: CubeTensor, watched: bool) -> (CubeTensor, CubeTensor) {
+fn launch(
+    query: CubeTensor,
+    keys: CubeTensor,
+    values: CubeTensor,
+    count: Option<CubeTensor>,
+    watched: bool,
+) -> (CubeTensor, CubeTensor) {
     let [batch, heads, group, dim] = query.meta.shape().dims();
     let in_rows = |tensor: CubeTensor| {
         let strides = tensor.meta.strides();
@@ -129,6 +169,9 @@ fn launch(query: CubeTensor, keys: CubeTensor, values: CubeTensor, watched: bool
     let parts = empty(vec![batch * heads, splits, group, dim + 2], DType::F32);
     let weights = empty(if watched { vec![batch, heads, group, cells] } else { vec![1; 4] }, DType::F32);
     let output = empty(vec![batch, heads, group, dim], query.dtype);
+    let counted = count.is_some();
+    // A kernel has all of its arguments; without a count nobody reads this one.
+    let count = count.unwrap_or_else(|| empty(vec![1], DType::I32));
     let address = address(&[&keys, &values, &parts, &weights]);
     let dtype = dtype_to_storage_type(query.dtype);
     let mut places = SequenceArg::new();
@@ -145,13 +188,14 @@ fn launch(query: CubeTensor, keys: CubeTensor, values: CubeTensor, watched: bool
             query.into_buffer_arg(),
             keys.into_buffer_arg(),
             values.into_buffer_arg(),
+            count.into_buffer_arg(),
             parts.clone().into_buffer_arg(),
             weights.clone().into_buffer_arg(),
             places,
             heads,
             cells,
             tiles_each,
-            Head::new(group, dim / width, watched),
+            Head::new(group, dim / width, watched, counted),
             dtype,
         );
         join_parts::launch_unchecked(
@@ -220,6 +264,15 @@ mod tests {
                 let query = moved(query);
                 let (got, weights) = attend_one(&query, &keys, &values).expect("a kernel");
                 let alone = attend_one_unwatched(&query, &keys, &values).expect("a kernel");
+                let of_more = |tensor: &Tensor<4>| {
+                    let behind = Tensor::full([batch, heads, 70, dim], 9.0, (&device, dtype));
+                    Tensor::cat(vec![tensor.clone(), behind], 2)
+                };
+                let count = Tensor::<1, Int>::from_ints([cells as i32], &device);
+                let counted = attend_counted(&query, &of_more(&keys), &of_more(&values), &count).expect("a kernel");
+                let output = wanted.clone().matmul(columns.clone());
+                let worst = error(counted, output, unit);
+                assert!(worst < 1.0, "counted {batch} {heads} {group} {dim} {cells} {dtype:?}: {worst}");
                 assert_eq!((got.dtype(), weights.dtype()), (dtype, DType::F32));
                 assert_eq!(got.to_data(), alone.into_data(), "watching changes nothing");
                 let output = wanted.clone().matmul(columns);

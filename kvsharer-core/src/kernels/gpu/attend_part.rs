@@ -26,12 +26,14 @@ pub(super) struct Head {
     lanes: usize,
     /// Whether scores are kept.
     watched: bool,
+    /// Whether the device says how many cells count.
+    counted: bool,
 }
 
 impl Head {
-    pub(super) fn new(group: usize, vectors: usize, watched: bool) -> Self {
+    pub(super) fn new(group: usize, vectors: usize, watched: bool, counted: bool) -> Self {
         let lanes = [4, 2, 1].into_iter().find(|lanes| vectors % lanes == 0).unwrap_or(1);
-        Self { group, vectors, lanes, watched }
+        Self { group, vectors, lanes, watched, counted }
     }
 
     /// Shared memory for heads of this size, at most.
@@ -44,12 +46,14 @@ impl Head {
 /// A part of `parts` `[head, split, group, dim + 2]` for each cube: the output before it is divided by the mass, the
 /// highest score, and the mass. Scores go to `scores` `[head, group, cell]`.
 ///
-/// `places` are the strides of keys and values by sequence, head and cell, in vectors.
+/// `places` are the strides of keys and values by sequence, head and cell, in vectors. Of `cells` cells the first
+/// `count[0]` are looked at, if the device is to say so.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn attend_part<F: Float, N: Size>(
     query: &[Vector<F, N>],
     keys: &[Vector<F, N>],
     values: &[Vector<F, N>],
+    count: &[i32],
     parts: &mut [f32],
     scores: &mut [f32],
     places: Sequence<usize>,
@@ -89,12 +93,16 @@ pub(super) fn attend_part<F: Float, N: Size>(
     let mut outputs = Array::<Vector<f32, N>>::new(of.group);
 
     let start = split * tiles * TILE;
-    let end = min(start + tiles * TILE, cells);
+    let mut live = cells;
+    if comptime!(of.counted) {
+        live = min(count[0] as usize, cells);
+    }
+    let end = min(start + tiles * TILE, live);
     for tile in range_stepped(start, end, TILE) {
         let lane = unit % of.lanes;
         for cell in range_stepped(unit / of.lanes, TILE, comptime!(UNITS / of.lanes)) {
             // Behind the last cell it is read again, and counts nothing.
-            let key = first_key + min(tile + cell, cells - 1) * places[2];
+            let key = first_key + min(tile + cell, live - 1) * places[2];
             let mut sums = Array::<f32>::new(of.group);
             for turn in 0..comptime!(of.vectors / of.lanes) {
                 let at = turn * of.lanes + lane;
@@ -125,7 +133,7 @@ pub(super) fn attend_part<F: Float, N: Size>(
                 for other in 0..of.lanes {
                     score += partial[(own_query * TILE + cell) * of.lanes + other];
                 }
-                if tile + cell < cells {
+                if tile + cell < live {
                     if comptime!(of.watched) {
                         scores[(head * of.group + own_query) * cells + tile + cell] = score;
                     }
@@ -164,7 +172,7 @@ pub(super) fn attend_part<F: Float, N: Size>(
                 outputs[g] *= Vector::new(factors[g]);
             }
             for cell in range_stepped(first, TILE, strands) {
-                let value = first_value + min(tile + cell, cells - 1) * places[5];
+                let value = first_value + min(tile + cell, live - 1) * places[5];
                 let channels = Vector::<f32, N>::cast_from(values[value + column]);
                 #[unroll]
                 for g in 0..of.group {

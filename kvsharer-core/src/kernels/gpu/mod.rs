@@ -6,9 +6,11 @@
 mod attend_one;
 mod attend_part;
 mod join_parts;
+mod put;
 mod turn;
 
-pub(super) use attend_one::{attend_one, attend_one_unwatched};
+pub(super) use attend_one::{attend_counted, attend_one, attend_one_unwatched};
+pub(super) use put::{put, put_row};
 pub(super) use turn::turn;
 
 use burn::backend::{DispatchDevice, tensor::FloatTensor};

@@ -3,6 +3,7 @@
 //! Both parts fold into the layer's own projections ([`Turn`] into the query's, [`Mix`] into the output's), so that a
 //! fitted map costs nothing at run time. Here stands their explicit form, which searches use and tests compare with.
 
+use crate::kernels::product;
 use crate::rope::rotate;
 use burn::tensor::{DType, Tensor};
 
@@ -129,20 +130,20 @@ impl Mix {
             Mix::Heads { weight, bias } => {
                 let kv_heads = weight.dims()[0];
                 let rows = mixed.reshape([batch, kv_heads, heads / kv_heads * tokens, dim]);
-                let mapped = rows.matmul(weight.clone().unsqueeze::<4>());
+                let mapped = product(rows, weight.clone().unsqueeze::<4>());
                 (mapped + bias.clone().reshape([1, kv_heads, 1, dim])).reshape([batch, heads, tokens, dim])
             }
             Mix::LowRank { heads: by_head, left, right, bias } => {
                 let kv_heads = by_head.dims()[0];
                 let rows = mixed.clone().swap_dims(1, 2).reshape([batch * tokens, heads * dim]);
-                let added = rows.matmul(left.clone()).matmul(right.clone()) + bias.clone().unsqueeze::<2>();
+                let added = product(product(rows, left.clone()), right.clone()) + bias.clone().unsqueeze::<2>();
                 let rows = mixed.reshape([batch, kv_heads, heads / kv_heads * tokens, dim]);
-                let mapped = rows.matmul(by_head.clone().unsqueeze::<4>()).reshape([batch, heads, tokens, dim]);
+                let mapped = product(rows, by_head.clone().unsqueeze::<4>()).reshape([batch, heads, tokens, dim]);
                 mapped + added.reshape([batch, tokens, heads, dim]).swap_dims(1, 2)
             }
             Mix::Full { weight, bias } => {
                 let rows = mixed.swap_dims(1, 2).reshape([batch * tokens, heads * dim]);
-                let mapped = rows.matmul(weight.clone()) + bias.clone().unsqueeze::<2>();
+                let mapped = product(rows, weight.clone()) + bias.clone().unsqueeze::<2>();
                 mapped.reshape([batch, tokens, heads, dim]).swap_dims(1, 2)
             }
         };

@@ -4,7 +4,7 @@
 //! the query axis. Queries run in blocks, so that no queries x keys matrix of a whole prompt is ever held, and a
 //! block of a causal prefill reads only the keys up to its last query, from the first one a sliding window shows.
 
-use crate::kernels::{attend_block, attend_one, attend_one_unwatched};
+use crate::kernels::{attend_block, attend_one, attend_one_unwatched, flash, product, rounds_f32};
 use crate::{Evidence, EvidenceKind, axis};
 use burn::tensor::{
     Bool, DType, Device, Int, Tensor, TensorData, activation::softmax, module, ops::AttentionModuleOptions,
@@ -256,6 +256,12 @@ impl<'a> Pass<'a> {
         Self { fresh, hidden: None, window: None, evidence: EvidenceKind::None, weights: None }
     }
 
+    /// Whether the new tokens are all there are, in order, and nothing but their order hides any.
+    fn is_prompt(&self, cells: usize) -> bool {
+        let alone = self.fresh.len() == cells && self.fresh.cells().iter().enumerate().all(|(at, &cell)| at == cell);
+        alone && self.hidden.is_none() && self.window.is_none() && !self.counts(0..cells)
+    }
+
     /// Whether the mass given by these queries counts.
     fn counts(&self, rows: Range<usize>) -> bool {
         let any = self.weights.is_none_or(|weights| weights[rows].iter().any(|&weight| weight != 0.0));
@@ -289,6 +295,12 @@ pub fn attend(
     assert_eq!(heads, group * kv_heads, "query heads must be a multiple of key-value heads");
     assert_eq!(queries, fresh.len(), "one query a new token");
     assert!(pass.weights.is_none_or(|weights| weights.len() == queries), "one weight a query");
+    if pass.is_prompt(cells)
+        && let Some(output) = flash(&query, &keys, &values)
+    {
+        let evidence = (pass.evidence == EvidenceKind::Keys).then_some(Evidence::Keys(keys));
+        return (output, evidence);
+    }
     let grouped = query.reshape([batch, kv_heads, group, queries, dim]);
 
     let mut outputs = Vec::with_capacity(queries.div_ceil(BLOCK));
@@ -350,7 +362,7 @@ impl Block {
     /// Softmax weights `[batch, kv_head, group * query, cell]`.
     fn weights(&self) -> Tensor<4> {
         let scale = 1.0 / (self.query.dims()[axis::DIM] as f64).sqrt();
-        let scores = (self.query.clone() * scale).matmul(self.keys.clone().swap_dims(axis::CELL, axis::DIM));
+        let scores = product(self.query.clone() * scale, self.keys.clone().swap_dims(axis::CELL, axis::DIM));
         let scores = match self.mask.clone() {
             Some(mask) => {
                 let shape = scores.shape();
@@ -366,14 +378,14 @@ impl Block {
         let own = self.is_plain().then(|| attend_one(&self.query, &self.keys, &self.values)).flatten();
         own.unwrap_or_else(|| {
             let weights = self.weights();
-            (weights.clone().matmul(self.values.clone()), weights)
+            (product(weights.clone(), self.values.clone()), weights)
         })
     }
 
     /// The same output alone.
     fn unwatched(&self) -> Tensor<4> {
         let own = self.is_plain().then(|| attend_one_unwatched(&self.query, &self.keys, &self.values)).flatten();
-        own.unwrap_or_else(|| self.weights().matmul(self.values.clone()))
+        own.unwrap_or_else(|| product(self.weights(), self.values.clone()))
     }
 
     /// Whether there is one query a sequence that looks at everything.
@@ -384,6 +396,9 @@ impl Block {
     fn fused(self) -> Tensor<4> {
         if let Some(output) = attend_block(&self.query, &self.keys, &self.values, self.mask.as_ref()) {
             return output;
+        }
+        if rounds_f32(&self.query) {
+            return product(self.weights(), self.values);
         }
         module::attention(self.query, self.keys, self.values, self.mask, None, AttentionModuleOptions::default())
     }

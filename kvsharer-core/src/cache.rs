@@ -49,6 +49,22 @@ pub trait Attend {
         key: impl FnOnce() -> Tensor<4>,
         value: impl FnOnce() -> Tensor<4>,
     ) -> Result<Tensor<4>, CacheError>;
+
+    /// [`attend`](Self::attend) with a query and keys that are not rotated yet, but by `rope`: what can be one piece of
+    /// work with writing them.
+    ///
+    /// # Errors
+    /// As `attend`.
+    fn attend_unturned(
+        &mut self,
+        layer: LayerId,
+        rope: &RopeTable,
+        query: Tensor<4>,
+        key: impl FnOnce() -> Tensor<4>,
+        value: impl FnOnce() -> Tensor<4>,
+    ) -> Result<Tensor<4>, CacheError> {
+        self.attend(layer, rope.apply(query), || rope.apply(key()), value)
+    }
 }
 
 /// Sizes and types of a cache.

@@ -90,6 +90,11 @@ impl RopeTable {
         Self { cos: of(&self.cos), sin: of(&self.sin) }
     }
 
+    /// Cosines and sines.
+    pub(crate) fn rows(&self) -> [&Tensor<2>; 2] {
+        [&self.cos, &self.sin]
+    }
+
     /// Whether it has no position.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -1,7 +1,7 @@
 //! The buffers of a plan: allocated once, written in place, read without a copy.
 
-use crate::kernels::put;
-use crate::{Kv, Lengths, Plan, QuantisedBuffer, SlotId, Storage, axis};
+use crate::kernels::{place, put};
+use crate::{Kv, Lengths, Plan, QuantisedBuffer, RopeTable, SlotId, Storage, axis};
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor};
 use std::ops::Range;
 
@@ -103,6 +103,27 @@ impl Store {
         if let Cells::Full(buffer) = &mut self.slots[slot.0].cells {
             *buffer = buffer.take().map(|buffer| put(buffer, values, first));
         }
+    }
+
+    /// Turns a query and a key by the one row of `rope`, and writes the key and a value into the cell that the device
+    /// knows, in one piece of work; the turned query, or `None` where there is no such kernel and nothing has changed.
+    pub(crate) fn place_turned(
+        &mut self,
+        rope: &RopeTable,
+        fresh: [&Tensor<4>; 3],
+        (key, value): (SlotId, SlotId),
+        cell: &Tensor<1, Int>,
+    ) -> Option<Tensor<4>> {
+        let mut take = |slot: SlotId| match &mut self.slots[slot.0].cells {
+            Cells::Full(buffer) => buffer.take(),
+            Cells::Quantised(_) => None,
+        };
+        let (keys, values) = (take(key)?, take(value)?);
+        let (query, keys, values) = place(rope.rows(), fresh, [keys, values], cell);
+        for (slot, buffer) in [(key, keys), (value, values)] {
+            self.slots[slot.0].cells = Cells::Full(Some(buffer));
+        }
+        query
     }
 
     /// A store whose row `i` is a copy of row `rows[i]`, with room for so many cells in each slot that is not quantised.

@@ -39,6 +39,17 @@ impl Attention {
         rope: &RopeTable,
         attend: &mut A,
     ) -> Result<Tensor<3>, CacheError> {
+        Ok(self.output.forward(self.mix(layer, x, rope, attend)?))
+    }
+
+    /// What the output projection is given, `[batch, token, heads * head_dim]`.
+    pub(crate) fn mix<A: Attend>(
+        &self,
+        layer: LayerId,
+        x: Tensor<3>,
+        rope: &RopeTable,
+        attend: &mut A,
+    ) -> Result<Tensor<3>, CacheError> {
         let normed = |x: Tensor<4>, norm: &Option<RmsNorm>| match norm {
             Some(norm) => norm.forward(x),
             None => x,
@@ -51,16 +62,17 @@ impl Attention {
         let query = projected.next().unwrap_or_else(|| self.query.forward(x.clone()));
         let key = owns_keys.then(|| projected.next()).flatten();
         let value = owns_values.then(|| projected.next()).flatten();
-        let query = rope.apply(normed(self.split_heads(query), &self.query_norm));
+        // Turning is linear: it does not matter which comes first.
+        let query = normed(self.split_heads(query), &self.query_norm);
         let query = if self.score_scale == 1.0 { query } else { query * self.score_scale };
         let key = || {
             let key = key.unwrap_or_else(|| self.key.forward(x.clone()));
-            rope.apply(normed(self.split_heads(key), &self.key_norm))
+            normed(self.split_heads(key), &self.key_norm)
         };
         let value = || self.split_heads(value.unwrap_or_else(|| self.value.forward(x.clone())));
-        let mixed = attend.attend(layer, query, key, value)?;
+        let mixed = attend.attend_unturned(layer, rope, query, key, value)?;
         let [batch, heads, tokens, dim] = mixed.dims();
-        Ok(self.output.forward(mixed.swap_dims(1, 2).reshape([batch, tokens, heads * dim])))
+        Ok(mixed.swap_dims(1, 2).reshape([batch, tokens, heads * dim]))
     }
 
     /// `[batch, token, head * head_dim]` to `[batch, head, token, head_dim]`.

@@ -44,8 +44,8 @@ pub struct BareLayer {
 
 impl BareLayer {
     fn forward(&self, hidden: Tensor<3>) -> Tensor<3> {
-        let mixed = self.mlp.forward(self.mlp_norm.forward(hidden.clone()));
-        hidden + normed(mixed, &self.post_mlp_norm)
+        let open = self.mlp.open(self.mlp_norm.forward(hidden.clone()));
+        added(&self.mlp.down, open, hidden, &self.post_mlp_norm)
     }
 }
 
@@ -288,10 +288,10 @@ impl Decoder {
         attention: &mut A,
     ) -> Result<Tensor<3>, CacheError> {
         let own = &self.layers[layer.0];
-        let mixed = own.attention.forward(layer, own.attention_norm.forward(hidden.clone()), rope, attention)?;
-        let hidden = hidden + normed(mixed, &own.post_attention_norm);
-        let mixed = own.mlp.forward(own.mlp_norm.forward(hidden.clone()));
-        let hidden = hidden + normed(mixed, &own.post_mlp_norm);
+        let mixed = own.attention.mix(layer, own.attention_norm.forward(hidden.clone()), rope, attention)?;
+        let hidden = added(&own.attention.output, mixed, hidden, &own.post_attention_norm);
+        let open = own.mlp.open(own.mlp_norm.forward(hidden.clone()));
+        let hidden = added(&own.mlp.down, open, hidden, &own.post_mlp_norm);
         Ok(own.bare.iter().fold(hidden, |hidden, bare| bare.forward(hidden)))
     }
 
@@ -352,9 +352,10 @@ impl SearchModel for Decoder {
     }
 }
 
-fn normed(x: Tensor<3>, norm: &Option<RmsNorm>) -> Tensor<3> {
+/// `hidden + norm(linear(x))`.
+fn added(linear: &Linear, x: Tensor<3>, hidden: Tensor<3>, norm: &Option<RmsNorm>) -> Tensor<3> {
     match norm {
-        Some(norm) => norm.forward(x),
-        None => x,
+        Some(norm) => hidden + norm.forward(linear.forward(x)),
+        None => linear.forward_added(x, hidden),
     }
 }

@@ -4,7 +4,7 @@ use crate::attention::Attention;
 use crate::linear::Linear;
 use crate::{BareLayer, Decoder, DecoderLayer, ModelError};
 use burn::tensor::{DType, Tensor};
-use kvsharer_core::{Adapter, LayerId, LayerMap, Mix, Turn, inverse};
+use kvsharer_core::{Adapter, LayerId, LayerMap, Mix, Turn, inverse, product};
 use std::collections::BTreeMap;
 
 impl Decoder {
@@ -154,7 +154,7 @@ fn blocks(transposed: Tensor<2>, kv_heads: usize, head_dim: usize) -> Tensor<4> 
 fn of_heads(weight: &Tensor<3>, blocks: Tensor<4>) -> Tensor<2> {
     let [kv_heads, group, head_dim, hidden] = blocks.dims();
     let weight = weight.clone().to_device(&blocks.device());
-    weight.unsqueeze_dim::<4>(1).matmul(blocks).reshape([kv_heads * group * head_dim, hidden])
+    product(weight.unsqueeze_dim::<4>(1), blocks).reshape([kv_heads * group * head_dim, hidden])
 }
 
 /// `(Z W + b) O^T + o = Z (W O^T) + (b O^T + o)`.
@@ -165,18 +165,18 @@ fn mixed(output: &Linear, mix: &Mix, head_dim: usize) -> Linear {
     let (weight, bias) = match mix {
         Mix::Full { weight, bias } => {
             let (weight, bias) = (weight.clone().to_device(&device), bias.clone().to_device(&device));
-            (weight.matmul(transposed.clone()), bias.unsqueeze::<2>().matmul(transposed))
+            (product(weight, transposed.clone()), product(bias.unsqueeze::<2>(), transposed))
         }
         Mix::LowRank { heads, left, right, bias } => {
             let (left, right) = (left.clone().to_device(&device), right.clone().to_device(&device));
             let bias = bias.clone().to_device(&device).unsqueeze::<2>();
             let by_head = of_heads(heads, blocks(transposed.clone(), heads.dims()[0], head_dim));
-            (by_head + left.matmul(right.matmul(transposed.clone())), bias.matmul(transposed))
+            (by_head + product(left, product(right, transposed.clone())), product(bias, transposed))
         }
         Mix::Heads { weight, bias } => {
             let kv_heads = weight.dims()[0];
             let blocks = blocks(transposed, kv_heads, head_dim);
-            let bias = bias.clone().to_device(&device).reshape([kv_heads, 1, 1, head_dim]).matmul(blocks.clone());
+            let bias = product(bias.clone().to_device(&device).reshape([kv_heads, 1, 1, head_dim]), blocks.clone());
             (of_heads(weight, blocks), bias.sum_dim(0).sum_dim(1).reshape([1, hidden]))
         }
     };

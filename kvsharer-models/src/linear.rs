@@ -1,7 +1,8 @@
 //! A linear layer.
 
-use crate::kernels::few_rows;
+use crate::kernels::{few_rows, few_rows_added};
 use burn::tensor::Tensor;
+use kvsharer_core::product;
 
 /// `y = x W^T + b`, with the weight as PyTorch stores it.
 #[derive(Clone, Debug)]
@@ -36,13 +37,29 @@ impl Linear {
     /// `x W^T`; a weight kept in a smaller dtype is widened for it.
     fn product(&self, rows: Tensor<2>) -> Tensor<2> {
         let dtype = rows.dtype();
-        rows.matmul(self.weight.clone().cast(dtype).transpose())
+        product(rows, self.weight.clone().cast(dtype).transpose())
     }
 
     /// # Shapes
     /// `[batch, token, in]` to `[batch, token, out]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         Self::forward_all(&[self], x).remove(0)
+    }
+
+    /// `sum + forward(x)`, in one piece of work where few tokens run.
+    ///
+    /// # Shapes
+    /// `x` `[batch, token, in]`; `sum` and result `[batch, token, out]`.
+    pub(crate) fn forward_added(&self, x: Tensor<3>, sum: Tensor<3>) -> Tensor<3> {
+        let ([batch, tokens, input], shape) = (x.dims(), sum.dims());
+        let [rows, input, output] = [batch * tokens, input, shape[2]];
+        let added = match self.bias {
+            Some(_) => None,
+            None => {
+                few_rows_added(&x.clone().reshape([rows, input]), &self.weight, &sum.clone().reshape([rows, output]))
+            }
+        };
+        added.map_or_else(|| sum + self.forward(x), |y| y.reshape(shape))
     }
 
     /// What each of several layers makes of the same states, which is less work than one after the other where few

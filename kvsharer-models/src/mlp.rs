@@ -44,9 +44,14 @@ impl Mlp {
     /// # Shapes
     /// `[batch, token, hidden]` to the same.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        self.down.forward(self.open(x))
+    }
+
+    /// What the down projection is given, `[batch, token, intermediate]`.
+    pub(crate) fn open(&self, x: Tensor<3>) -> Tensor<3> {
         let mut parts = Linear::forward_all(&[&self.gate, &self.up], x);
         let (up, gate) = (parts.remove(1), parts.remove(0));
         let open = gated(self.activation, &gate, &up);
-        self.down.forward(open.unwrap_or_else(|| self.activation.forward(gate) * up))
+        open.unwrap_or_else(|| self.activation.forward(gate) * up)
     }
 }

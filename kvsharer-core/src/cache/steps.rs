@@ -4,7 +4,7 @@
 use super::group::{GroupCells, Place};
 use super::{Attend, Cache};
 use crate::kernels::attend_counted;
-use crate::{CacheError, Eviction, EvidenceKind, GroupId, Kv, LayerId, Positions, RopeTable, Storage};
+use crate::{CacheError, Eviction, EvidenceKind, GroupId, Kv, LayerId, Positions, RopeTable, SlotId, Storage};
 use burn::tensor::{Int, Tensor, TensorData};
 use std::ops::Range;
 
@@ -221,16 +221,48 @@ impl Steps<'_, '_> {
         }
     }
 
-    fn store(&mut self, layer: LayerId, kind: Kv, values: Tensor<4>, cell: &Tensor<1, Int>) -> Result<(), CacheError> {
+    /// Whether a layer is on turn and its query has the right shape.
+    fn check(&self, layer: LayerId, query: &Tensor<4>) -> Result<(), CacheError> {
+        if layer.0 != self.next || layer.0 >= self.cache.model.len() || self.now.is_empty() {
+            return Err(CacheError::OutOfTurn { layer });
+        }
+        let kv_heads = self.cache.plan.group(self.cache.group_of(layer)).kv_heads;
+        let ([batch, heads, queries, dim], shape) = (query.dims(), self.cache.model.layers()[layer.0]);
+        if [batch, queries, dim] != [self.cache.options.batch, 1, shape.head_dim] || heads % kv_heads != 0 {
+            let expected = vec![self.cache.options.batch, kv_heads, 1, shape.head_dim];
+            return Err(CacheError::Shape { layer, what: "query", found: query.dims().to_vec(), expected });
+        }
+        Ok(())
+    }
+
+    fn check_values(&self, layer: LayerId, kind: Kv, values: &Tensor<4>) -> Result<SlotId, CacheError> {
         let slot = self.cache.plan.slot(self.cache.plan.layers()[layer.0].of(kind));
         let expected = [self.cache.options.batch, slot.shape.kv_heads, 1, slot.shape.head_dim];
         if values.dims() != expected {
             let what = if kind == Kv::Key { "key" } else { "value" };
             return Err(CacheError::Shape { layer, what, found: values.dims().to_vec(), expected: expected.to_vec() });
         }
-        let id = slot.id;
-        self.cache.store.put(id, cell, values.cast(self.cache.options.dtype));
+        Ok(slot.id)
+    }
+
+    fn store(&mut self, layer: LayerId, kind: Kv, values: Tensor<4>, cell: &Tensor<1, Int>) -> Result<(), CacheError> {
+        let slot = self.check_values(layer, kind, &values)?;
+        self.cache.store.put(slot, cell, values.cast(self.cache.options.dtype));
         Ok(())
+    }
+
+    /// What a query finds, after keys and values are written.
+    fn read(&mut self, layer: LayerId, query: Tensor<4>) -> Tensor<4> {
+        let id = self.cache.group_of(layer);
+        let (_, count) = &self.now[self.of_group[id.0]];
+        let slots = self.cache.plan.layers()[layer.0];
+        let (keys, values) = (self.cache.store.whole(slots.key), self.cache.store.whole(slots.value));
+        let [batch, heads, _, dim] = query.dims();
+        let (dtype, kv_heads) = (query.dtype(), self.cache.plan.group(id).kv_heads);
+        let query = query.cast(self.cache.options.dtype).reshape([batch, kv_heads, heads / kv_heads, dim]);
+        let output = attend_counted(query, keys, values, count);
+        self.next += 1;
+        output.reshape([batch, heads, 1, dim]).cast(dtype)
     }
 }
 
@@ -251,17 +283,8 @@ impl Attend for Steps<'_, '_> {
         key: impl FnOnce() -> Tensor<4>,
         value: impl FnOnce() -> Tensor<4>,
     ) -> Result<Tensor<4>, CacheError> {
-        if layer.0 != self.next || layer.0 >= self.cache.model.len() || self.now.is_empty() {
-            return Err(CacheError::OutOfTurn { layer });
-        }
-        let id = self.cache.group_of(layer);
-        let kv_heads = self.cache.plan.group(id).kv_heads;
-        let ([batch, heads, queries, dim], shape) = (query.dims(), self.cache.model.layers()[layer.0]);
-        if [batch, queries, dim] != [self.cache.options.batch, 1, shape.head_dim] || heads % kv_heads != 0 {
-            let expected = vec![self.cache.options.batch, kv_heads, 1, shape.head_dim];
-            return Err(CacheError::Shape { layer, what: "query", found: query.dims().to_vec(), expected });
-        }
-        let (cell, count) = self.now[self.of_group[id.0]].clone();
+        self.check(layer, &query)?;
+        let (cell, _) = self.now[self.of_group[self.cache.group_of(layer).0]].clone();
         let (owns_key, owns_value) = self.owns(layer);
         if owns_key {
             self.store(layer, Kv::Key, key(), &cell)?;
@@ -269,12 +292,29 @@ impl Attend for Steps<'_, '_> {
         if owns_value {
             self.store(layer, Kv::Value, value(), &cell)?;
         }
+        Ok(self.read(layer, query))
+    }
+
+    fn attend_unturned(
+        &mut self,
+        layer: LayerId,
+        rope: &RopeTable,
+        query: Tensor<4>,
+        key: impl FnOnce() -> Tensor<4>,
+        value: impl FnOnce() -> Tensor<4>,
+    ) -> Result<Tensor<4>, CacheError> {
+        if self.owns(layer) != (true, true) {
+            return self.attend(layer, rope.apply(query), || rope.apply(key()), value);
+        }
+        self.check(layer, &query)?;
+        let (key, value) = (key(), value());
+        self.check_values(layer, Kv::Key, &key)?;
+        self.check_values(layer, Kv::Value, &value)?;
+        let (cell, _) = self.now[self.of_group[self.cache.group_of(layer).0]].clone();
         let slots = self.cache.plan.layers()[layer.0];
-        let (keys, values) = (self.cache.store.whole(slots.key), self.cache.store.whole(slots.value));
-        let (dtype, group) = (query.dtype(), heads / kv_heads);
-        let query = query.cast(self.cache.options.dtype).reshape([batch, kv_heads, group, dim]);
-        let output = attend_counted(query, keys, values, &count);
-        self.next += 1;
-        Ok(output.reshape([batch, heads, 1, dim]).cast(dtype))
+        match self.cache.store.place_turned(rope, [&query, &key, &value], (slots.key, slots.value), &cell) {
+            Some(query) => Ok(self.read(layer, query)),
+            None => self.attend(layer, rope.apply(query), || rope.apply(key), || value),
+        }
     }
 }

@@ -17,6 +17,55 @@ mod turn;
 use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor, activation::softmax};
 #[cfg(feature = "cpu-kernels")]
 pub use exp::exp;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether products of f32 may round what they multiply.
+static TF32: AtomicBool = AtomicBool::new(false);
+
+/// Lets devices with tensor cores round what f32 products multiply to TF32, 10 bits behind the point, which is faster; as
+/// `torch.backends.cuda.matmul.allow_tf32`, for the whole process, and not allowed unless this is called.
+pub fn allow_tf32(allow: bool) {
+    TF32.store(allow, Ordering::Relaxed);
+}
+
+/// `lhs rhs`, as `Tensor::matmul`, but products of f32 multiply f32, unless [`allow_tf32`] says otherwise.
+///
+/// # Shapes
+/// `[.., row, inner]` times `[.., inner, column]`; axes in front are equal or 1.
+pub fn product<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "gpu-kernels")]
+    if !TF32.load(Ordering::Relaxed)
+        && gpu::runs_on(&lhs.device())
+        && let Some(product) = gpu::product(&lhs, &rhs)
+    {
+        return product;
+    }
+    lhs.matmul(rhs)
+}
+
+/// Whether burn's own products would round what they multiply, though that is not allowed.
+pub(crate) fn rounds_f32(x: &Tensor<4>) -> bool {
+    #[cfg(feature = "gpu-kernels")]
+    return !TF32.load(Ordering::Relaxed) && gpu::rounds_f32(x);
+    #[cfg(not(feature = "gpu-kernels"))]
+    {
+        let _ = x;
+        false
+    }
+}
+
+/// Causal attention of the tokens of a whole prompt, without a queries x keys matrix; `None` if there is no kernel.
+///
+/// # Shapes
+/// `query` and result `[batch, query_head, token, head_dim]`; `keys`, `values` `[batch, kv_head, token, head_dim]`.
+pub(crate) fn flash(query: &Tensor<4>, keys: &Tensor<4>, values: &Tensor<4>) -> Option<Tensor<4>> {
+    #[cfg(feature = "gpu-kernels")]
+    if gpu::runs_on(&query.device()) {
+        return gpu::flash(query, keys, values);
+    }
+    let _ = (query, keys, values);
+    None
+}
 
 /// Attention of one query a sequence over all cells, `softmax(Q K^T / sqrt(head_dim)) V`, without a copy of the cache;
 /// also the softmax's weights. `None` if there is no kernel for these tensors.
@@ -61,10 +110,10 @@ pub(crate) fn attend_counted(
         return output;
     }
     let [_, _, cells, dim] = keys.dims();
-    let scores = (query * (1.0 / (dim as f64).sqrt())).matmul(keys.swap_dims(2, 3));
+    let scores = product(query * (1.0 / (dim as f64).sqrt()), keys.swap_dims(2, 3));
     let behind = Tensor::<1, Int>::arange(0..cells as i64, &scores.device()).greater_equal(count.clone());
     let behind = behind.reshape([1, 1, 1, cells]).expand(scores.shape());
-    softmax(scores.mask_fill(behind, f32::NEG_INFINITY), 3).matmul(values)
+    product(softmax(scores.mask_fill(behind, f32::NEG_INFINITY), 3), values)
 }
 
 /// Writes the tokens of `values` into cells of a buffer from the one that the device says in `first` `[1]`; on a device
@@ -85,6 +134,27 @@ pub(crate) fn put(buffer: Tensor<4>, values: Tensor<4>, first: &Tensor<1, Int>) 
     let cells = Tensor::<1, Int>::arange(0..tokens as i64, &buffer.device()) + first.clone();
     let cells = cells.reshape([1, 1, tokens, 1]).expand([batch, heads, tokens, dim]);
     buffer.scatter(2, cells, values, IndexingUpdateOp::Assign)
+}
+
+/// Turns the query and the key of one token a sequence by one angle and writes the key and its value into the cell that the
+/// device says in `cell` `[1]`. The query is `None` if there is no kernel for that, and the buffers are as they were.
+///
+/// # Shapes
+/// `table` cosines and sines, `[1, head_dim]`; `fresh` query `[batch, query_head, 1, head_dim]`, key and value
+/// `[batch, kv_head, 1, head_dim]`; `buffers` keys and values `[batch, kv_head, cell, head_dim]`.
+pub(crate) fn place(
+    table: [&Tensor<2>; 2],
+    fresh: [&Tensor<4>; 3],
+    buffers: [Tensor<4>; 2],
+    cell: &Tensor<1, Int>,
+) -> (Option<Tensor<4>>, Tensor<4>, Tensor<4>) {
+    #[cfg(feature = "gpu-kernels")]
+    if gpu::runs_on(&fresh[0].device()) {
+        return gpu::place(table, fresh, buffers, cell);
+    }
+    let _ = (table, fresh, cell);
+    let [keys, values] = buffers;
+    (None, keys, values)
 }
 
 /// Writes `row` `[1, column]` into the row of `rows` `[row, column]` that the device says in `at` `[1]`; on a device with a

@@ -9,6 +9,7 @@
 use super::low_rank::low_rank;
 use super::replay::{Captured, host};
 use crate::adapter::{Mix, Turn, reorder};
+use crate::kernels::product;
 use crate::{CacheError, axis};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use nalgebra::{Cholesky, DMatrix, DVector};
@@ -232,8 +233,8 @@ impl Moments {
         for (x, y) in pairs {
             let (x, y) = (x - x_mean.clone(), y - y_mean.clone());
             // Row-major data of a symmetric matrix, and of a transposed product.
-            moments.xx += DMatrix::from_iterator(inputs, inputs, read(x.clone().transpose().matmul(x.clone()))?);
-            moments.xy += DMatrix::from_iterator(inputs, outputs, read(y.transpose().matmul(x))?);
+            moments.xx += DMatrix::from_iterator(inputs, inputs, read(product(x.clone().transpose(), x.clone()))?);
+            moments.xy += DMatrix::from_iterator(inputs, outputs, read(product(y.transpose(), x))?);
         }
         Ok(moments)
     }

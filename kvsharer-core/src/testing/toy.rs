@@ -1,5 +1,6 @@
 //! A toy model for tests of policies, caches and backends.
 
+use crate::kernels::product;
 use crate::{Attend, Cache, CacheError, CacheOptions, KvShape, LayerId, ModelShape, Rope, SearchModel};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, activation::silu};
 use rand::{RngExt, SeedableRng};
@@ -166,7 +167,7 @@ impl ToyModel {
         let [batch, tokens, _] = x.dims();
         let dim = self.rope.head_dim();
         let width = weight.dims()[1];
-        x.matmul(weight.clone().unsqueeze()).reshape([batch, tokens, width / dim, dim]).swap_dims(1, 2)
+        product(x, weight.clone().unsqueeze()).reshape([batch, tokens, width / dim, dim]).swap_dims(1, 2)
     }
 }
 
@@ -194,7 +195,7 @@ impl SearchModel for ToyModel {
         let mixed = attention.attend(layer, query, key, value)?;
         let [batch, heads, tokens, dim] = mixed.dims();
         let mixed = mixed.swap_dims(1, 2).reshape([batch, tokens, heads * dim]);
-        Ok(hidden + silu(mixed).matmul(weights.output.clone().unsqueeze()))
+        Ok(hidden + product(silu(mixed), weights.output.clone().unsqueeze()))
     }
 
     fn final_norm(&self, hidden: Tensor<3>) -> Tensor<3> {
@@ -204,7 +205,7 @@ impl SearchModel for ToyModel {
 
     /// The embedding serves as the head.
     fn logits(&self, hidden: Tensor<2>) -> Option<Tensor<2>> {
-        Some(hidden.matmul(self.embedding.clone().transpose()) * 0.25)
+        Some(product(hidden, self.embedding.clone().transpose()) * 0.25)
     }
 }
 

@@ -21,7 +21,7 @@ use burn::tensor::Tensor;
 pub(crate) fn few_rows(x: &Tensor<2>, weights: &[&Tensor<2>]) -> Option<Vec<Tensor<2>>> {
     #[cfg(feature = "gpu-kernels")]
     if gpu::runs_on(&x.device()) {
-        return weights.iter().map(|weight| gpu::few_rows(x, weight)).collect();
+        return gpu::few_rows(x, weights);
     }
     #[cfg(feature = "cpu-kernels")]
     return few_rows::few_rows(x, weights);
@@ -30,6 +30,19 @@ pub(crate) fn few_rows(x: &Tensor<2>, weights: &[&Tensor<2>]) -> Option<Vec<Tens
         let _ = (x, weights);
         None
     }
+}
+
+/// `sum + x W^T`, where that is one piece of work; `None` where it is not.
+///
+/// # Shapes
+/// As [`few_rows`]; `sum` `[row, out]`.
+pub(crate) fn few_rows_added(x: &Tensor<2>, weight: &Tensor<2>, sum: &Tensor<2>) -> Option<Tensor<2>> {
+    #[cfg(feature = "gpu-kernels")]
+    if gpu::runs_on(&x.device()) {
+        return gpu::few_rows_added(x, weight, sum);
+    }
+    let _ = (x, weight, sum);
+    None
 }
 
 /// `activation(gate) * up`, element by element; `None` if there is no kernel for these tensors.

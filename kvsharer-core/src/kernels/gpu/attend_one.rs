@@ -3,7 +3,7 @@
 //! <https://crfm.stanford.edu/2023/10/12/flashdecoding.html>).
 
 use super::attend_part::{GROUP, Head, TILE, UNITS, attend_part};
-use super::join_parts::join_parts;
+use super::join_parts::{MOST, join_parts};
 use super::{CubeTensor, address, known, width};
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::backend::fusion::custom::TensorSpec;
@@ -16,7 +16,7 @@ use burn_cubecl::{CubeBackend, kernel::into_contiguous, ops::numeric::empty_devi
 use cubecl::prelude::*;
 
 /// Cubes that keep a large GPU busy; with more, cubes take several tiles.
-const CUBES: usize = 1024;
+const CUBES: usize = MOST;
 
 /// Cubes along one axis of the grid; devices have limits.
 const GRID: usize = (1 << 16) - 1;

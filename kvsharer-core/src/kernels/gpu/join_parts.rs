@@ -2,6 +2,9 @@
 
 use cubecl::prelude::*;
 
+/// Parts of a head at most.
+pub(super) const MOST: usize = 1024;
+
 /// From `parts` as `attend_part` leaves them, `output` `[head, group, dim]`; if `watched`, `weights`
 /// `[head, group, cell]` from the scores in their place. A cube a query.
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -21,20 +24,26 @@ pub(super) fn join_parts<F: Float>(
     let first = (CUBE_POS_X as usize * splits * group + CUBE_POS_Y as usize) * (dim + 2);
     let next = group * (dim + 2);
 
+    // Read by all units at once.
+    let mut tops = Shared::<[f32]>::new_slice(MOST);
+    let mut masses = Shared::<[f32]>::new_slice(MOST);
+    for split in range_stepped(unit, splits, CUBE_DIM_X as usize) {
+        tops[split] = parts[first + split * next + dim];
+        masses[split] = parts[first + split * next + dim + 1];
+    }
+    sync_cube();
     let mut top = f32::min_value();
     for split in 0..splits {
-        top = max(top, parts[first + split * next + dim]);
+        top = max(top, tops[split]);
     }
     let mut mass = 0.0f32;
     for split in 0..splits {
-        let part = first + split * next + dim;
-        mass += f32::exp(parts[part] - top) * parts[part + 1];
+        mass += f32::exp(tops[split] - top) * masses[split];
     }
     for channel in range_stepped(unit, dim, CUBE_DIM_X as usize) {
         let mut sum = 0.0f32;
         for split in 0..splits {
-            let part = first + split * next;
-            sum += f32::exp(parts[part + dim] - top) * parts[part + channel];
+            sum += f32::exp(tops[split] - top) * parts[first + split * next + channel];
         }
         output[query * dim + channel] = F::cast_from(sum / mass);
     }

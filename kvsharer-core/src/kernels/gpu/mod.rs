@@ -5,11 +5,17 @@
 
 mod attend_one;
 mod attend_part;
+mod flash;
 mod join_parts;
+mod place;
+mod product;
 mod put;
 mod turn;
 
 pub(super) use attend_one::{attend_counted, attend_one, attend_one_unwatched};
+pub(super) use flash::flash;
+pub(super) use place::place;
+pub(super) use product::{product, rounds_f32};
 pub(super) use put::{put, put_row};
 pub(super) use turn::turn;
 

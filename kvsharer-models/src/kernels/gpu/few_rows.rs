@@ -1,27 +1,54 @@
-//! A weight matrix times a few rows: a plane computes some outputs for all rows, so that each weight is read once.
+//! Weight matrices times a few rows: each weight is read once for all rows, several weights in one launch, and what the
+//! product is added to is read on the way.
 
+use super::by_plane::{PlaneTile, by_plane};
+use super::by_tile::{BLOCK, MmaTile, by_tile};
 use super::{CubeTensor, address, grid, in_rows, known, width};
 use burn::backend::cubecl::dtype_to_storage_type;
+use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
 use burn::tensor::{DType, Shape, Tensor};
 use burn_cubecl::{CubeBackend, ops::numeric::empty_device_contiguous_dtype};
-use cubecl::client::Client;
-use cubecl::{features::Plane, prelude::*};
+use cubecl::prelude::*;
 
-/// With more rows, tensor cores are faster.
+/// With more rows, a matrix product that shares them among units is faster.
 const ROWS: usize = 32;
 
-/// Units of a cube.
-const UNITS: usize = 128;
-
-pub(in super::super) fn few_rows(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tensor<2>> {
-    let [rows, input] = x.dims();
-    let same = x.dtype() == DType::F32 || x.dtype() == weight.dtype();
-    if rows > ROWS || rows * input * weight.dims()[0] == 0 || !same || !known(weight.dtype()) {
+/// `x W^T` of each of 1 to 3 weights.
+pub(in super::super) fn few_rows(x: &Tensor<2>, weights: &[&Tensor<2>]) -> Option<Vec<Tensor<2>>> {
+    if !weights.iter().all(|weight| fits(x, weight)) {
         return None;
     }
-    let y = Dispatch::few_rows(x.clone().into_dispatch(), weight.clone().into_dispatch());
-    Some(Tensor::from_dispatch(y))
+    let x = x.clone().into_dispatch();
+    let given = |weight: &Tensor<2>| weight.clone().into_dispatch();
+    let products = match *weights {
+        [weight] => vec![Dispatch::few_rows(x, given(weight))],
+        [first, second] => {
+            let (a, b) = Dispatch::few_rows_of_two(x, given(first), given(second));
+            vec![a, b]
+        }
+        [first, second, third] => {
+            let (a, b, c) = Dispatch::few_rows_of_three(x, given(first), given(second), given(third));
+            vec![a, b, c]
+        }
+        _ => return None,
+    };
+    Some(products.into_iter().map(Tensor::from_dispatch).collect())
+}
+
+/// `sum + x W^T`.
+pub(in super::super) fn few_rows_added(x: &Tensor<2>, weight: &Tensor<2>, sum: &Tensor<2>) -> Option<Tensor<2>> {
+    if !fits(x, weight) || sum.dtype() != x.dtype() {
+        return None;
+    }
+    let [x, weight, sum] = [x, weight, sum].map(|tensor| tensor.clone().into_dispatch());
+    Some(Tensor::from_dispatch(Dispatch::few_rows_added(x, weight, sum)))
+}
+
+fn fits(x: &Tensor<2>, weight: &Tensor<2>) -> bool {
+    let [rows, input] = x.dims();
+    let same = x.dtype() == DType::F32 || x.dtype() == weight.dtype();
+    rows <= ROWS && rows * input * weight.dims()[0] > 0 && same && known(weight.dtype())
 }
 
 #[backend_extension(Cube, Fusion)]
@@ -29,144 +56,176 @@ trait FewRows: Backend {
     /// `x W^T` for `x` `[row, in]` and `W` `[out, in]`.
     #[fusion(dtype = x, shape = Shape::new([x[0], weight[0]]))]
     fn few_rows(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// The same, added to `sum` `[row, out]`.
+    #[fusion(dtype = x, shape = sum)]
+    fn few_rows_added(x: FloatTensor<Self>, weight: FloatTensor<Self>, sum: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// The same of two weights.
+    #[fusion(meta = of_two)]
+    fn few_rows_of_two(
+        x: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// The same of three weights.
+    #[fusion(meta = of_three)]
+    fn few_rows_of_three(
+        x: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+        third: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+}
+
+fn product_of(x: &TensorSpec, weight: &TensorSpec) -> TensorSpec {
+    TensorSpec::new(Shape::new([x.shape[0], weight.shape[0]]), x.dtype)
+}
+
+fn of_two(x: &TensorSpec, first: &TensorSpec, second: &TensorSpec) -> (TensorSpec, TensorSpec) {
+    (product_of(x, first), product_of(x, second))
+}
+
+fn of_three(
+    x: &TensorSpec,
+    first: &TensorSpec,
+    second: &TensorSpec,
+    third: &TensorSpec,
+) -> (TensorSpec, TensorSpec, TensorSpec) {
+    (product_of(x, first), product_of(x, second), product_of(x, third))
 }
 
 impl FewRows for CubeBackend {
     fn few_rows(x: CubeTensor, weight: CubeTensor) -> CubeTensor {
-        let (x, weight) = (in_rows(x), in_rows(weight));
-        let client = x.client.clone();
-        let [rows, input] = x.meta.shape().dims();
-        let outputs = weight.meta.shape()[0];
-        let y = empty_device_contiguous_dtype(client.clone(), x.device.clone(), Shape::new([rows, outputs]), x.dtype);
-        let (x_pitch, w_pitch) = (x.meta.strides()[0], weight.meta.strides()[0]);
-        let width = width(&client, weight.dtype.size(), &[input, x_pitch, w_pitch]);
-        let tile = Tile::new(rows, &client);
-        let count = grid(outputs.div_ceil(tile.outputs * tile.planes), rows.div_ceil(tile.rows));
-        let address = address(&[&x, &weight, &y]);
-        let dtypes = [x.dtype, weight.dtype].map(dtype_to_storage_type);
-        // Safety: the kernel reads and writes below the numbers of rows and outputs only.
-        #[allow(unsafe_code)]
-        unsafe {
-            few_rows_kernel::launch_unchecked(
-                &client,
-                count,
-                CubeDim::new_2d(tile.lanes as u32, tile.planes as u32),
-                address,
-                width,
-                x.into_buffer_arg(),
-                weight.into_buffer_arg(),
-                y.clone().into_buffer_arg(),
-                input / width,
-                x_pitch / width,
-                w_pitch / width,
-                rows,
-                outputs,
-                tile,
-                dtypes,
-            );
-        }
+        let [y] = launch(x, [weight], None);
         y
     }
+
+    fn few_rows_added(x: CubeTensor, weight: CubeTensor, sum: CubeTensor) -> CubeTensor {
+        let [y] = launch(x, [weight], Some(sum));
+        y
+    }
+
+    fn few_rows_of_two(x: CubeTensor, first: CubeTensor, second: CubeTensor) -> (CubeTensor, CubeTensor) {
+        let [a, b] = launch(x, [first, second], None);
+        (a, b)
+    }
+
+    fn few_rows_of_three(
+        x: CubeTensor,
+        first: CubeTensor,
+        second: CubeTensor,
+        third: CubeTensor,
+    ) -> (CubeTensor, CubeTensor, CubeTensor) {
+        let [a, b, c] = launch(x, [first, second, third], None);
+        (a, b, c)
+    }
 }
 
-/// What one plane computes.
+/// What a launch is about beside its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Tile {
-    rows: usize,
-    outputs: usize,
-    /// Units, which share the sum of each output.
-    lanes: usize,
-    /// Planes of a cube.
-    planes: usize,
-    /// Whether the units of a plane can sum without shared memory.
-    plane_sums: bool,
+pub(super) struct Job {
+    /// How many of the weights count.
+    pub(super) weights: usize,
+    /// Whether products are added to `sum`.
+    pub(super) added: bool,
 }
 
-impl Tile {
-    /// Rows come in powers of two, so that few kernels are compiled. The more rows, the more outputs: they share what
-    /// is read of the rows.
-    fn new(rows: usize, client: &Client) -> Self {
-        let rows = rows.next_power_of_two().min(16);
-        let (hardware, features) = (&client.properties().hardware, &client.properties().features);
-        let plane_sums = features.plane.contains(Plane::Ops) && hardware.plane_size_min == hardware.plane_size_max;
-        let lanes = if plane_sums { hardware.plane_size_max as usize } else { 32 };
-        // Shared memory is for the sums of a single plane.
-        let planes = if plane_sums { UNITS / lanes } else { 1 };
-        Self { rows, outputs: rows.div_ceil(2).min(4), lanes, planes, plane_sums }
-    }
-}
-
-#[cube(launch_unchecked, address_type = "dynamic")]
-fn few_rows_kernel<X: Float, W: Float, N: Size>(
-    x: &[Vector<X, N>],
-    weight: &[Vector<W, N>],
-    y: &mut [X],
-    vectors: usize,
-    x_pitch: usize,
-    w_pitch: usize,
-    rows: usize,
-    outputs: usize,
-    #[comptime] tile: Tile,
-    #[define(X, W)] _dtypes: [ElemType; 2],
-) {
-    let lane = UNIT_POS_X as usize;
-    let cube = CUBE_POS_Y as usize * CUBE_COUNT_X as usize + CUBE_POS_X as usize;
-    let first_output = (cube * tile.planes + UNIT_POS_Y as usize) * tile.outputs;
-    let first_row = CUBE_POS_Z as usize * tile.rows;
-    let mut sums = Array::<f32>::new(comptime!(tile.rows * tile.outputs));
-    for i in range_stepped(lane, vectors, tile.lanes) {
-        let mut weights = Array::<Vector<f32, N>>::new(tile.outputs);
-        #[unroll]
-        for o in 0..tile.outputs {
-            // What lies behind the last row is computed as the last row and not kept.
-            let output = min(first_output + o, outputs - 1);
-            weights[o] = Vector::cast_from(weight[output * w_pitch + i]);
+fn launch<const W: usize>(x: CubeTensor, weights: [CubeTensor; W], sum: Option<CubeTensor>) -> [CubeTensor; W] {
+    let (x, weights, sum) = (in_rows(x), weights.map(in_rows), sum.map(burn_cubecl::kernel::into_contiguous));
+    let client = x.client.clone();
+    let [rows, input] = x.meta.shape().dims();
+    let job = Job { weights: W, added: sum.is_some() };
+    let outputs: [usize; W] = std::array::from_fn(|w| weights[w].meta.shape()[0]);
+    let empty = |outputs| {
+        let shape = Shape::new([rows, outputs]);
+        empty_device_contiguous_dtype(client.clone(), x.device.clone(), shape, x.dtype)
+    };
+    let products = outputs.map(empty);
+    let pitches: [usize; W] = std::array::from_fn(|w| weights[w].meta.strides()[0]);
+    let x_pitch = x.meta.strides()[0];
+    // Arguments that do not count repeat the last that does.
+    let of = |w: usize| w.min(W - 1);
+    let weight_dtype = weights[0].dtype;
+    let lengths = [&pitches[..], &[input, x_pitch]].concat();
+    let width = width(&client, weight_dtype.size(), &lengths);
+    let tensors: Vec<&CubeTensor> = weights.iter().chain(&products).chain([&x]).collect();
+    let address = address(&tensors);
+    let summand = sum.unwrap_or_else(|| x.clone());
+    let tile = (width * weight_dtype.size() == 16)
+        .then(|| MmaTile::new(rows, input, [x.dtype, weight_dtype], &client))
+        .flatten();
+    let mut sizes = SequenceArg::new();
+    match tile {
+        Some(tile) => {
+            let cubes = outputs.map(|outputs| outputs.div_ceil(tile.outputs()));
+            (0..3).for_each(|w| sizes.push(if w < W { outputs[w] } else { 0 }));
+            (0..3).for_each(|w| sizes.push(if w < W { cubes[w] } else { 0 }));
+            (0..3).for_each(|w| sizes.push(pitches[of(w)] / width));
+            // Safety: rows and outputs behind the last are read as the last and not written.
+            #[allow(unsafe_code)]
+            unsafe {
+                by_tile::launch_unchecked(
+                    &client,
+                    grid(cubes.iter().sum(), 1),
+                    CubeDim::new_2d(32, tile.planes as u32),
+                    address,
+                    width,
+                    x.into_buffer_arg(),
+                    weights[0].clone().into_buffer_arg(),
+                    weights[of(1)].clone().into_buffer_arg(),
+                    weights[of(2)].clone().into_buffer_arg(),
+                    summand.into_buffer_arg(),
+                    products[0].clone().into_buffer_arg(),
+                    products[of(1)].clone().into_buffer_arg(),
+                    products[of(2)].clone().into_buffer_arg(),
+                    sizes,
+                    input / BLOCK,
+                    x_pitch / width,
+                    rows,
+                    tile,
+                    job,
+                    dtype_to_storage_type(weight_dtype),
+                );
+            }
         }
-        #[unroll]
-        for r in 0..tile.rows {
-            let row = min(first_row + r, rows - 1);
-            let values = Vector::<f32, N>::cast_from(x[row * x_pitch + i]);
-            #[unroll]
-            for o in 0..tile.outputs {
-                let products = weights[o] * values;
-                #[unroll]
-                for k in 0..N::value() {
-                    sums[comptime!(r * tile.outputs + o)] += products.extract(k);
-                }
+        None => {
+            let tile = PlaneTile::new(rows, &client);
+            let cubes = outputs.map(|outputs| outputs.div_ceil(tile.outputs * tile.planes));
+            (0..3).for_each(|w| sizes.push(if w < W { outputs[w] } else { 0 }));
+            (0..3).for_each(|w| sizes.push(if w < W { cubes[w] } else { 0 }));
+            (0..3).for_each(|w| sizes.push(pitches[of(w)] / width));
+            // Safety: the kernel reads and writes below the numbers of rows and outputs only.
+            #[allow(unsafe_code)]
+            unsafe {
+                by_plane::launch_unchecked(
+                    &client,
+                    grid(cubes.iter().sum(), rows.div_ceil(tile.rows)),
+                    CubeDim::new_2d(tile.lanes as u32, tile.planes as u32),
+                    address,
+                    width,
+                    x.clone().into_buffer_arg(),
+                    weights[0].clone().into_buffer_arg(),
+                    weights[of(1)].clone().into_buffer_arg(),
+                    weights[of(2)].clone().into_buffer_arg(),
+                    summand.into_buffer_arg(),
+                    products[0].clone().into_buffer_arg(),
+                    products[of(1)].clone().into_buffer_arg(),
+                    products[of(2)].clone().into_buffer_arg(),
+                    sizes,
+                    input / width,
+                    x_pitch / width,
+                    rows,
+                    tile,
+                    job,
+                    [x.dtype, weight_dtype].map(dtype_to_storage_type),
+                );
             }
         }
     }
-    if comptime!(tile.plane_sums) {
-        #[unroll]
-        for index in 0..comptime!(tile.rows * tile.outputs) {
-            let sum = plane_sum(sums[index]);
-            let row = first_row + comptime!(index / tile.outputs);
-            let output = first_output + comptime!(index % tile.outputs);
-            if lane == comptime!(index % tile.lanes) && row < rows && output < outputs {
-                y[row * outputs + output] = X::cast_from(sum);
-            }
-        }
-    } else {
-        let mut shared = Shared::<[f32]>::new_slice(comptime!(tile.rows * tile.outputs * tile.lanes));
-        #[unroll]
-        for index in 0..comptime!(tile.rows * tile.outputs) {
-            shared[index * tile.lanes + lane] = sums[index];
-        }
-        sync_cube();
-        for index in range_stepped(lane, comptime!(tile.rows * tile.outputs), tile.lanes) {
-            let row = first_row + index / tile.outputs;
-            let output = first_output + index % tile.outputs;
-            if row < rows && output < outputs {
-                let mut sum = 0.0f32;
-                for other in 0..tile.lanes {
-                    sum += shared[index * tile.lanes + other];
-                }
-                y[row * outputs + output] = X::cast_from(sum);
-            }
-        }
-    }
+    products
 }
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,6 +261,9 @@ mod tests {
             (16, 576, 49),
             (17, 64, 50),
             (32, 130, 3),
+            (16, 256, 96),
+            (8, 608, 33),
+            (27, 96, 48),
         ] {
             let random = |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Default, &cpu);
             let (x, weight) = (random([rows, input]), random([output, input]));
@@ -212,10 +274,17 @@ mod tests {
                     let x = x.clone().cast(of_x);
                     let wanted = x.clone().cast(DType::F32).matmul(weight.clone().cast(DType::F32).transpose());
                     let x = Tensor::<2>::from_data(x.into_data(), (&device, of_x));
-                    let got = few_rows(&x, &there).expect("a kernel");
-                    assert_eq!((got.dims(), got.dtype()), ([rows, output], of_x));
-                    let worst = error(got, wanted, unit, input);
-                    assert!(worst < 1.0, "{rows} x {input} x {output}, {of_x:?} by {dtype:?}: {worst}");
+                    for weights in 1..=3 {
+                        for got in few_rows(&x, &vec![&there; weights]).expect("a kernel") {
+                            assert_eq!((got.dims(), got.dtype()), ([rows, output], of_x));
+                            let worst = error(got, wanted.clone(), unit, input);
+                            assert!(worst < 1.0, "{rows} x {input} x {output}, {of_x:?} by {dtype:?}: {worst}");
+                        }
+                    }
+                    let sum = Tensor::<2>::ones([rows, output], (&device, of_x));
+                    let got = few_rows_added(&x, &there, &sum).expect("a kernel");
+                    let worst = error(got, wanted + 1.0, unit, input);
+                    assert!(worst < 1.0, "added, {rows} x {input} x {output}, {of_x:?} by {dtype:?}: {worst}");
                 }
             }
         }
@@ -225,7 +294,7 @@ mod tests {
     fn many_rows_are_left_to_others() {
         if let Some(device) = gpu() {
             let many = Tensor::<2>::zeros([ROWS + 1, 8], &device);
-            assert!(few_rows(&many, &Tensor::zeros([8, 8], &device)).is_none());
+            assert!(few_rows(&many, &[&Tensor::zeros([8, 8], &device)]).is_none());
         }
     }
 }

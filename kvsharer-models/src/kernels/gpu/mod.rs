@@ -3,11 +3,13 @@
 // Buffers, their layouts and sizes: a kernel has many arguments.
 #![allow(clippy::too_many_arguments)]
 
+mod by_plane;
+mod by_tile;
 mod few_rows;
 mod gated;
 mod rms_norm;
 
-pub(super) use few_rows::few_rows;
+pub(super) use few_rows::{few_rows, few_rows_added};
 pub(super) use gated::gated;
 pub(super) use rms_norm::rms_norm;
 

@@ -7,8 +7,8 @@ use burn::tensor::{DType, Tensor};
 use burn_cubecl::{CubeBackend, ops::numeric::empty_device_contiguous_dtype};
 use cubecl::prelude::*;
 
-/// Units of a cube.
-const UNITS: usize = 128;
+/// Units of a cube, for rows of few and of many channels: what a unit reads one after the other takes its time.
+const UNITS: [usize; 2] = [128, 512];
 
 pub(in super::super) fn rms_norm<const D: usize>(x: &Tensor<D>, weight: &Tensor<1>, eps: f64) -> Option<Tensor<D>> {
     if !known(x.dtype()) || !known(weight.dtype()) || x.dims().contains(&0) {
@@ -36,6 +36,8 @@ impl Norm for CubeBackend {
         let width = width(&client, x.dtype.size().max(weight.dtype.size()), &[channels, pitch]);
         let address = address(&[&x, &weight, &y]);
         let dtypes = [x.dtype, weight.dtype].map(dtype_to_storage_type);
+        let most = client.properties().hardware.max_units_per_cube as usize;
+        let units = if channels >= 2048 && most >= UNITS[1] { UNITS[1] } else { UNITS[0] };
         let rounds_first = weight.dtype != DType::F32;
         // Safety: the kernel reads and writes below the numbers of rows and channels only.
         #[allow(unsafe_code)]
@@ -43,7 +45,7 @@ impl Norm for CubeBackend {
             rms_norm_kernel::launch_unchecked(
                 &client,
                 grid(rows, 1),
-                CubeDim::new_1d(UNITS as u32),
+                CubeDim::new_1d(units as u32),
                 address,
                 width,
                 x.into_buffer_arg(),
@@ -54,6 +56,7 @@ impl Norm for CubeBackend {
                 pitch / width,
                 eps,
                 rounds_first,
+                units,
                 dtypes,
             );
         }
@@ -71,13 +74,14 @@ fn rms_norm_kernel<X: Float, W: Float, N: Size>(
     pitch: usize,
     eps: f32,
     #[comptime] rounds_first: bool,
+    #[comptime] units: usize,
     #[define(X, W)] _dtypes: [ElemType; 2],
 ) {
     let unit = UNIT_POS_X as usize;
     // Cubes behind the last row do it again.
     let row = min(CUBE_POS_Y as usize * CUBE_COUNT_X as usize + CUBE_POS_X as usize, rows - 1);
     let mut squares = Vector::<f32, N>::new(0.0f32);
-    for i in range_stepped(unit, vectors, UNITS) {
+    for i in range_stepped(unit, vectors, units) {
         let values = Vector::<f32, N>::cast_from(x[row * pitch + i]);
         squares += values * values;
     }
@@ -86,12 +90,12 @@ fn rms_norm_kernel<X: Float, W: Float, N: Size>(
     for k in 0..N::value() {
         sum += squares.extract(k);
     }
-    let mut sums = Shared::<[f32]>::new_slice(UNITS);
+    let mut sums = Shared::<[f32]>::new_slice(units);
     sums[unit] = sum;
     #[unroll]
-    for step in 0..comptime!(UNITS.ilog2() as usize) {
+    for step in 0..comptime!(units.ilog2() as usize) {
         sync_cube();
-        let half = comptime!(UNITS >> (step + 1));
+        let half = comptime!(units >> (step + 1));
         if unit < half {
             let other = sums[unit + half];
             sums[unit] += other;
@@ -100,7 +104,7 @@ fn rms_norm_kernel<X: Float, W: Float, N: Size>(
     sync_cube();
     let mean = sums[0] / f32::cast_from(vectors * N::value());
     let scale = Vector::<f32, N>::new(1.0f32 / f32::sqrt(mean + eps));
-    for i in range_stepped(unit, vectors, UNITS) {
+    for i in range_stepped(unit, vectors, units) {
         let mut scaled = Vector::<f32, N>::cast_from(x[row * pitch + i]) * scale;
         // A weight in f32 is applied before the result is rounded, another one after it.
         if comptime!(rounds_first) {

@@ -256,10 +256,12 @@ impl<'a> Pass<'a> {
         Self { fresh, hidden: None, window: None, evidence: EvidenceKind::None, weights: None }
     }
 
-    /// Whether the new tokens are all there are, in order, and nothing but their order hides any.
-    fn is_prompt(&self, cells: usize) -> bool {
-        let alone = self.fresh.len() == cells && self.fresh.cells().iter().enumerate().all(|(at, &cell)| at == cell);
-        alone && self.hidden.is_none() && self.window.is_none() && !self.counts(0..cells)
+    /// Whether several new tokens stand behind all others, and nothing but their order hides any.
+    fn is_appended(&self, cells: usize) -> bool {
+        let before = cells - self.fresh.len();
+        let behind = self.fresh.cells().iter().enumerate().all(|(at, &cell)| cell == before + at);
+        let open = self.hidden.is_none() && self.window.is_none() && !self.counts(0..self.fresh.len());
+        self.fresh.len() > 1 && behind && open
     }
 
     /// Whether the mass given by these queries counts.
@@ -295,7 +297,7 @@ pub fn attend(
     assert_eq!(heads, group * kv_heads, "query heads must be a multiple of key-value heads");
     assert_eq!(queries, fresh.len(), "one query a new token");
     assert!(pass.weights.is_none_or(|weights| weights.len() == queries), "one weight a query");
-    if pass.is_prompt(cells)
+    if pass.is_appended(cells)
         && let Some(output) = flash(&query, &keys, &values)
     {
         let evidence = (pass.evidence == EvidenceKind::Keys).then_some(Evidence::Keys(keys));

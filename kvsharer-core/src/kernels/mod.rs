@@ -54,10 +54,10 @@ pub(crate) fn rounds_f32(x: &Tensor<4>) -> bool {
     }
 }
 
-/// Causal attention of the tokens of a whole prompt, without a queries x keys matrix; `None` if there is no kernel.
+/// Causal attention of the last tokens over all cells, without a queries x keys matrix; `None` if there is no kernel.
 ///
 /// # Shapes
-/// `query` and result `[batch, query_head, token, head_dim]`; `keys`, `values` `[batch, kv_head, token, head_dim]`.
+/// `query` and result `[batch, query_head, token, head_dim]`; `keys`, `values` `[batch, kv_head, cell, head_dim]`.
 pub(crate) fn flash(query: &Tensor<4>, keys: &Tensor<4>, values: &Tensor<4>) -> Option<Tensor<4>> {
     #[cfg(feature = "gpu-kernels")]
     if gpu::runs_on(&query.device()) {

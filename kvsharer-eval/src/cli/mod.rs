@@ -60,6 +60,10 @@ struct Global {
     /// With --dtype f32: keep matrices in 16 bits and compute in f32; decoding on a CPU reads half as much
     #[arg(long, global = true, value_enum)]
     weights: Option<WeightsArg>,
+    /// With --dtype f32 on a GPU with tensor cores: round what matrix products multiply to TF32, which is faster; as
+    /// torch.backends.cuda.matmul.allow_tf32
+    #[arg(long, global = true)]
+    tf32: bool,
     /// Seed of everything random
     #[arg(long, global = true, default_value_t = 0)]
     seed: u64,
@@ -84,6 +88,7 @@ impl Global {
     /// The same for results.
     fn dtype_name(&self) -> &'static str {
         match self.weights {
+            None if self.tf32 && self.dtype.dtype() == burn::tensor::DType::F32 => "f32, products in tf32",
             None => self.dtype.name(),
             Some(WeightsArg::F16) => "f32, matrices in f16",
             Some(WeightsArg::Bf16) => "f32, matrices in bf16",
@@ -164,6 +169,10 @@ fn dispatch(cli: Cli) -> Result<(), CliError> {
     if global.weights.is_some() && global.dtype != DtypeArg::F32 {
         return Err(CliError::usage("--weights is for --dtype f32; with f16 and bf16 matrices have 16 bits already"));
     }
+    if global.tf32 && global.dtype != DtypeArg::F32 {
+        return Err(CliError::usage("--tf32 is for --dtype f32; f16 and bf16 use tensor cores anyway"));
+    }
+    kvsharer_core::allow_tf32(global.tf32);
     if let Some(first) = global.devices.first() {
         if matches!(cli.command, Command::Run(_) | Command::Demo(_)) {
             return Err(CliError::usage("this command runs on one device: give --device"));

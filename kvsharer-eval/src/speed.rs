@@ -60,7 +60,8 @@ pub fn decode_speed(model: &Decoder, prompt: &[u32], steps: usize, stack: Stack<
     for (step, id) in prompt.iter().cycle().take(steps + WARM_UP).enumerate() {
         let start = Instant::now();
         let logits = model.logits(model.forward(&[&[*id]], &mut cache)?);
-        logits.try_into_data().map_err(|error| ModelError::Device(error.to_string()))?;
+        // Elements, not data alone: that may come only when its elements are asked for.
+        logits.try_into_vec_as::<f32>().map_err(|error| ModelError::Device(error.to_string()))?;
         if step >= WARM_UP {
             times.push(start.elapsed().as_secs_f64() * 1e3);
         }

@@ -34,7 +34,7 @@ pub fn allow_tf32(allow: bool) {
 /// `[.., row, inner]` times `[.., inner, column]`; axes in front are equal or 1.
 pub fn product<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "gpu-kernels")]
-    if !TF32.load(Ordering::Relaxed)
+    if (lhs.dtype() != burn::tensor::DType::F32 || !TF32.load(Ordering::Relaxed))
         && gpu::runs_on(&lhs.device())
         && let Some(product) = gpu::product(&lhs, &rhs)
     {

@@ -152,9 +152,10 @@ pub fn bench<'p>(
     })
 }
 
-fn scores(model: &Decoder, hidden: Tensor<3>) -> Result<(), EvalError> {
-    let scores = model.logits(hidden).cast(DType::F32).try_into_data();
-    scores.map(drop).map_err(|error| ModelError::Device(error.to_string()).into())
+/// Scores on the host: their elements are read, as data alone may come when they are.
+fn scores(model: &Decoder, hidden: Tensor<3>) -> Result<Vec<f32>, EvalError> {
+    let scores = model.logits(hidden).cast(DType::F32).try_into_vec_as::<f32>();
+    scores.map_err(|error| ModelError::Device(error.to_string()).into())
 }
 
 fn token_row(row: usize, positions: std::ops::Range<usize>, vocab: usize) -> Vec<u32> {

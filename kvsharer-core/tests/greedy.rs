@@ -106,6 +106,16 @@ fn a_beam_is_no_worse_than_greedy_and_one_beam_is_greedy() {
 }
 
 #[test]
+fn neighbours_are_found_for_any_share() {
+    for share in [0.1, 0.2, 0.3, 0.4] {
+        let found =
+            run(&kvsharer_core::Adjacent, &SearchOptions { share: Target::Bytes(share), ..options(Units::Values) });
+        assert_eq!(found.reached, found.requested, "{share}");
+        assert!((found.saved - share).abs() < 1.0 / 12.0, "{} instead of {share}", found.saved);
+    }
+}
+
+#[test]
 fn refining_keeps_the_bytes_and_never_raises_the_objective() {
     for held_back in [0.0, 0.25] {
         let options = SearchOptions { held_back, ..options(Units::Apart) };

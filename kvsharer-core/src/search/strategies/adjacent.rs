@@ -18,7 +18,10 @@ impl SearchStrategy for Adjacent {
         let layers = ground.model().len();
         let options = *ground.options();
         let spread = |count: usize| {
-            let borrowers = (1..=count).map(move |k| (k * layers / count).saturating_sub(1));
+            // The first layer has none below: where every other one is too few, they are spread over the rest.
+            let even = 2 * count <= layers;
+            let borrowers =
+                (1..=count).map(move |k| if even { k * layers / count - 1 } else { k * (layers - 1) / count });
             borrowers.flat_map(move |borrower| {
                 options.units.kinds().iter().map(move |&units| {
                     let donor = LayerId(borrower.saturating_sub(1));

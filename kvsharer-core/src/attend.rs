@@ -4,7 +4,7 @@
 //! the query axis. Queries run in blocks, so that no queries x keys matrix of a whole prompt is ever held, and a
 //! block of a causal prefill reads only the keys up to its last query, from the first one a sliding window shows.
 
-use crate::kernels::{attend_block, attend_one, attend_one_unwatched, flash, product, rounds_f32};
+use crate::kernels::{attend_block, attend_holes, attend_one, attend_one_unwatched, flash, product, rounds_f32};
 use crate::{Evidence, EvidenceKind, axis};
 use burn::tensor::{
     Bool, DType, Device, Int, Tensor, TensorData, activation::softmax, module, ops::AttentionModuleOptions,
@@ -118,6 +118,12 @@ pub struct Hidden {
 }
 
 impl Hidden {
+    /// Positions of the first `seen` cells, and the least that a single new token looks at.
+    fn bounds(&self, seen: usize) -> (Tensor<3, Int>, i64) {
+        let bound = self.window.map_or(0, |window| (self.start + 1).saturating_sub(window) as i64);
+        (self.positions.clone().slice_dim(2, 0..seen), bound)
+    }
+
     /// The mask of a block of queries, `[batch, kv_head, group * query, cell]`, over the first `seen` cells.
     fn mask(
         &self,
@@ -311,12 +317,22 @@ pub fn attend(
         let rows = start..(start + BLOCK).min(queries);
         let first = pass.window.map_or(0, |window| window.first(fresh, rows.start));
         let seen = first..fresh.prefix(rows.end, cells);
+        // Of one query; the mask is only made where there is no kernel.
+        let around = pass.hidden.filter(|_| queries == 1).map(|hidden| hidden.bounds(seen.end));
+        let query = grouped.clone().slice_dim(3, rows.clone()).reshape([batch, kv_heads, group * rows.len(), dim]);
+        let keys_seen = keys.clone().slice_dim(axis::CELL, seen.clone());
+        let values_seen = values.clone().slice_dim(axis::CELL, seen.clone());
+        let around = around.and_then(|(places, bound)| attend_holes(&query, &keys_seen, &values_seen, &places, bound));
         let block = Block {
             group,
-            query: grouped.clone().slice_dim(3, rows.clone()).reshape([batch, kv_heads, group * rows.len(), dim]),
-            keys: keys.clone().slice_dim(axis::CELL, seen.clone()),
-            values: values.clone().slice_dim(axis::CELL, seen.clone()),
-            mask: masks.of_block(pass, rows.clone(), seen.clone(), group, &keys.device()),
+            query,
+            keys: keys_seen,
+            values: values_seen,
+            mask: match around {
+                Some(_) => None,
+                None => masks.of_block(pass, rows.clone(), seen.clone(), group, &keys.device()),
+            },
+            around,
         };
         let output = if pass.counts(rows.clone()) {
             let (output, weights) = block.looked_at();
@@ -358,6 +374,8 @@ struct Block {
     keys: Tensor<4>,
     values: Tensor<4>,
     mask: Option<Tensor<4, Bool>>,
+    /// Output and weights, if a kernel went around hidden cells.
+    around: Option<(Tensor<4>, Tensor<4>)>,
 }
 
 impl Block {
@@ -377,6 +395,9 @@ impl Block {
 
     /// Output and weights.
     fn looked_at(&self) -> (Tensor<4>, Tensor<4>) {
+        if let Some(around) = &self.around {
+            return around.clone();
+        }
         let own = self.is_plain().then(|| attend_one(&self.query, &self.keys, &self.values)).flatten();
         own.unwrap_or_else(|| {
             let weights = self.weights();
@@ -386,6 +407,9 @@ impl Block {
 
     /// The same output alone.
     fn unwatched(&self) -> Tensor<4> {
+        if let Some((output, _)) = &self.around {
+            return output.clone();
+        }
         let own = self.is_plain().then(|| attend_one_unwatched(&self.query, &self.keys, &self.values)).flatten();
         own.unwrap_or_else(|| product(self.weights(), self.values.clone()))
     }

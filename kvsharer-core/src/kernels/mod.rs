@@ -96,6 +96,23 @@ pub(crate) fn attend_one_unwatched(query: &Tensor<4>, keys: &Tensor<4>, values: 
     attend_one(query, keys, values).map(|(output, _)| output)
 }
 
+/// Output and weights where cells are hidden: those whose place, `[batch, kv_head, cell]`, is below `bound`. `None` if there
+/// is no kernel for these tensors.
+pub(crate) fn attend_holes(
+    query: &Tensor<4>,
+    keys: &Tensor<4>,
+    values: &Tensor<4>,
+    places: &Tensor<3, Int>,
+    bound: i64,
+) -> Option<(Tensor<4>, Tensor<4>)> {
+    #[cfg(feature = "gpu-kernels")]
+    if gpu::runs_on(&query.device()) {
+        return gpu::attend_holes(query, keys, values, places, i32::try_from(bound).ok()?);
+    }
+    let _ = (query, keys, values, places, bound);
+    None
+}
+
 /// The same output over the first cells, as many as the device says in `count` `[1]`; always one query a sequence.
 pub(crate) fn attend_counted(
     query: Tensor<4>,

@@ -46,6 +46,23 @@ pub(in super::super) fn attend_one_unwatched(
     Some(Tensor::from_dispatch(Dispatch::attend_one_unwatched(query, keys, values)))
 }
 
+/// The same where cells are hidden: those whose `place` `[batch, kv_head, cell]` is below `bound`.
+pub(in super::super) fn attend_holes(
+    query: &Tensor<4>,
+    keys: &Tensor<4>,
+    values: &Tensor<4>,
+    places: &Tensor<3, Int>,
+    bound: i32,
+) -> Option<(Tensor<4>, Tensor<4>)> {
+    let [batch, heads, cells, _] = keys.dims();
+    if !fits(query, keys, values) || places.dtype() != DType::I32 || places.dims() != [batch, heads, cells] {
+        return None;
+    }
+    let [query, keys, values] = [query, keys, values].map(|tensor| tensor.clone().into_dispatch());
+    let (output, weights) = Dispatch::attend_holes(query, keys, values, places.clone().into_dispatch(), bound);
+    Some((Tensor::from_dispatch(output), Tensor::from_dispatch(weights)))
+}
+
 pub(in super::super) fn attend_counted(
     query: &Tensor<4>,
     keys: &Tensor<4>,
@@ -96,6 +113,16 @@ trait AttendOne: Backend {
         values: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
+    /// Output and weights over the cells whose place `[batch, kv_head, cell]` is at least `bound`.
+    #[fusion(meta = over_places)]
+    fn attend_holes(
+        query: FloatTensor<Self>,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        places: IntTensor<Self>,
+        bound: i32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
     /// The same over the first cells, of which there are `count` `[1]`.
     #[fusion(dtype = query, shape = query)]
     fn attend_counted(
@@ -112,13 +139,33 @@ fn output_and_weights(query: &TensorSpec, keys: &TensorSpec, _values: &TensorSpe
     (query.clone(), weights)
 }
 
+fn over_places(
+    query: &TensorSpec,
+    keys: &TensorSpec,
+    values: &TensorSpec,
+    _places: &TensorSpec,
+    _bound: &i32,
+) -> (TensorSpec, TensorSpec) {
+    output_and_weights(query, keys, values)
+}
+
 impl AttendOne for CubeBackend {
     fn attend_one(
         query: FloatTensor<Self>,
         keys: FloatTensor<Self>,
         values: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        launch(query, keys, values, None, true)
+        launch(query, keys, values, Sight::All, true)
+    }
+
+    fn attend_holes(
+        query: FloatTensor<Self>,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        places: IntTensor<Self>,
+        bound: i32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        launch(query, keys, values, Sight::From(into_contiguous(places), bound), true)
     }
 
     fn attend_one_unwatched(
@@ -126,7 +173,7 @@ impl AttendOne for CubeBackend {
         keys: FloatTensor<Self>,
         values: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        launch(query, keys, values, None, false).0
+        launch(query, keys, values, Sight::All, false).0
     }
 
     fn attend_counted(
@@ -135,8 +182,17 @@ impl AttendOne for CubeBackend {
         values: FloatTensor<Self>,
         count: IntTensor<Self>,
     ) -> FloatTensor<Self> {
-        launch(query, keys, values, Some(count), false).0
+        launch(query, keys, values, Sight::First(count), false).0
     }
+}
+
+/// Which cells are looked at.
+enum Sight {
+    All,
+    /// As many as the device says, `[1]`.
+    First(CubeTensor),
+    /// Those with at least such a place, `[batch, kv_head, cell]`.
+    From(CubeTensor, i32),
 }
 
 /// The output, and the weights if they are `watched`.
@@ -144,7 +200,7 @@ fn launch(
     query: CubeTensor,
     keys: CubeTensor,
     values: CubeTensor,
-    count: Option<CubeTensor>,
+    sight: Sight,
     watched: bool,
 ) -> (CubeTensor, CubeTensor) {
     let [batch, heads, group, dim] = query.meta.shape().dims();
@@ -169,9 +225,13 @@ fn launch(
     let parts = empty(vec![batch * heads, splits, group, dim + 2], DType::F32);
     let weights = empty(if watched { vec![batch, heads, group, cells] } else { vec![1; 4] }, DType::F32);
     let output = empty(vec![batch, heads, group, dim], query.dtype);
-    let counted = count.is_some();
-    // A kernel has all of its arguments; without a count nobody reads this one.
-    let count = count.unwrap_or_else(|| empty(vec![1], DType::I32));
+    let (counted, holes) = (matches!(sight, Sight::First(_)), matches!(sight, Sight::From(..)));
+    let (count, bound) = match sight {
+        // A kernel has all of its arguments, also those that nobody reads.
+        Sight::All => (empty(vec![1], DType::I32), 0),
+        Sight::First(count) => (count, 0),
+        Sight::From(places, bound) => (places, bound),
+    };
     let address = address(&[&keys, &values, &parts, &weights]);
     let dtype = dtype_to_storage_type(query.dtype);
     let mut places = SequenceArg::new();
@@ -195,7 +255,8 @@ fn launch(
             heads,
             cells,
             tiles_each,
-            Head::new(group, dim / width, watched, counted),
+            bound,
+            Head::new(group, dim / width, watched, counted, holes),
             dtype,
         );
         join_parts::launch_unchecked(
@@ -220,7 +281,7 @@ fn launch(
 mod tests {
     use super::*;
     use crate::testing::gpu;
-    use burn::tensor::{Device, Distribution, activation::softmax};
+    use burn::tensor::{Bool, Device, Distribution, TensorData, activation::softmax};
 
     /// The largest error against a tensor on the CPU, in parts of what rounding allows.
     fn error(got: Tensor<4>, wanted: Tensor<4>, unit: f32) -> f32 {
@@ -260,7 +321,7 @@ mod tests {
                 let [keys, values] = buffers.clone().map(|buffer| moved(buffer).slice_dim(2, 0..cells));
                 let [rows, columns] = buffers.map(|buffer| buffer.cast(DType::F32).slice_dim(2, 0..cells));
                 let scores = (query.clone().cast(DType::F32) / (dim as f64).sqrt()).matmul(rows.swap_dims(2, 3));
-                let wanted = softmax(scores, 3);
+                let wanted = softmax(scores.clone(), 3);
                 let query = moved(query);
                 let (got, weights) = attend_one(&query, &keys, &values).expect("a kernel");
                 let alone = attend_one_unwatched(&query, &keys, &values).expect("a kernel");
@@ -275,6 +336,18 @@ mod tests {
                 assert!(worst < 1.0, "counted {batch} {heads} {group} {dim} {cells} {dtype:?}: {worst}");
                 assert_eq!((got.dtype(), weights.dtype()), (dtype, DType::F32));
                 assert_eq!(got.to_data(), alone.into_data(), "watching changes nothing");
+                // Every third cell hidden, in the first sequence also the first two tiles if there are more.
+                let hides = |batch: usize, cell: usize| (batch == 0 && cell < 128 && cells > 200) || cell % 3 == 1;
+                let place = |at: usize| if hides(at / (heads * cells), at % cells) { -1 } else { 5 };
+                let places: Vec<i32> = (0..batch * heads * cells).map(place).collect();
+                let hidden: Vec<bool> = places.iter().map(|&place| place < 0).collect();
+                let places = Tensor::<1, Int>::from_ints(&places[..], &device).reshape([batch, heads, cells]);
+                let hidden = Tensor::<1, Bool>::from_data(TensorData::from(&hidden[..]), &cpu);
+                let hidden = hidden.reshape([batch, heads, 1, cells]).expand(scores.shape());
+                let left = softmax(scores.mask_fill(hidden, f32::NEG_INFINITY), 3);
+                let (around, of_left) = attend_holes(&query, &keys, &values, &places, 0).expect("a kernel");
+                let worst = error(of_left, left.clone(), 1e-4).max(error(around, left.matmul(columns.clone()), unit));
+                assert!(worst < 1.0, "holes {batch} {heads} {group} {dim} {cells} {dtype:?}: {worst}");
                 let output = wanted.clone().matmul(columns);
                 for (worst, what) in [(error(weights, wanted, 1e-4), "weights"), (error(got, output, unit), "output")] {
                     assert!(worst < 1.0, "{what} {batch} {heads} {group} {dim} {cells} {dtype:?}: {worst}");

@@ -28,12 +28,14 @@ pub(super) struct Head {
     watched: bool,
     /// Whether the device says how many cells count.
     counted: bool,
+    /// Whether some cells are hidden.
+    holes: bool,
 }
 
 impl Head {
-    pub(super) fn new(group: usize, vectors: usize, watched: bool, counted: bool) -> Self {
+    pub(super) fn new(group: usize, vectors: usize, watched: bool, counted: bool, holes: bool) -> Self {
         let lanes = [4, 2, 1].into_iter().find(|lanes| vectors % lanes == 0).unwrap_or(1);
-        Self { group, vectors, lanes, watched, counted }
+        Self { group, vectors, lanes, watched, counted, holes }
     }
 
     /// Shared memory for heads of this size, at most.
@@ -47,7 +49,8 @@ impl Head {
 /// highest score, and the mass. Scores go to `scores` `[head, group, cell]`.
 ///
 /// `places` are the strides of keys and values by sequence, head and cell, in vectors. Of `cells` cells the first
-/// `count[0]` are looked at, if the device is to say so.
+/// `count[0]` are looked at, if the device is to say so; or, if there are holes, those with a place of at least `bound` in
+/// `count` `[head, cell]`.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn attend_part<F: Float, N: Size>(
     query: &[Vector<F, N>],
@@ -60,6 +63,7 @@ pub(super) fn attend_part<F: Float, N: Size>(
     heads: usize,
     cells: usize,
     tiles: usize,
+    bound: i32,
     #[comptime] of: Head,
     #[define(F)] _dtype: ElemType,
 ) {
@@ -134,6 +138,9 @@ pub(super) fn attend_part<F: Float, N: Size>(
                     score += partial[(own_query * TILE + cell) * of.lanes + other];
                 }
                 if tile + cell < live {
+                    if comptime!(of.holes) && count[head * cells + tile + cell] < bound {
+                        score = f32::min_value();
+                    }
                     if comptime!(of.watched) {
                         scores[(head * of.group + own_query) * cells + tile + cell] = score;
                     }
@@ -160,7 +167,11 @@ pub(super) fn attend_part<F: Float, N: Size>(
             }
             #[unroll]
             for i in 0..comptime!(TILE / RUNS) {
-                let chance = f32::exp(own[i] - higher);
+                let mut chance = f32::exp(own[i] - higher);
+                // Where all cells so far are hidden, the highest score is that of a hidden one.
+                if comptime!(of.holes) && own[i] == f32::min_value() {
+                    chance = 0.0f32;
+                }
                 mass += chance;
                 chances[own_query * TILE + i * RUNS + run] = chance;
             }

@@ -12,7 +12,7 @@ mod product;
 mod put;
 mod turn;
 
-pub(super) use attend_one::{attend_counted, attend_one, attend_one_unwatched};
+pub(super) use attend_one::{attend_counted, attend_holes, attend_one, attend_one_unwatched};
 pub(super) use flash::flash;
 pub(super) use place::place;
 pub(super) use product::{product, rounds_f32};

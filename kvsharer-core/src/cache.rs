@@ -12,7 +12,8 @@ mod steps;
 
 use crate::attend::{Fresh, Hidden, MaskCache, Pass, attend};
 use crate::{
-    CacheError, EvidenceKind, GroupId, Kv, LayerId, Lengths, ModelShape, Plan, PlanError, Rope, RopeTable, Stack, Store,
+    CacheError, EvidenceKind, GroupId, Kv, LayerId, Lengths, ModelShape, Plan, PlanError, Rope, RopeTable, SlotId,
+    Stack, Store,
 };
 use burn::tensor::{DType, Device, Tensor};
 pub use group::KeptTokens;
@@ -280,21 +281,38 @@ impl<'p> Cache<'p> {
         self.capacities[group.0]
     }
 
-    /// Takes the owner's new keys or values in.
-    fn store(&mut self, layer: LayerId, kind: Kv, values: Tensor<4>) -> Result<(), CacheError> {
+    /// Whether a query of `tokens` tokens a row has the shape of its layer.
+    fn check_query(&self, layer: LayerId, query: &Tensor<4>, tokens: usize) -> Result<(), CacheError> {
+        let kv_heads = self.plan.group(self.group_of(layer)).kv_heads;
+        let ([batch, heads, queries, dim], shape) = (query.dims(), self.model.layers()[layer.0]);
+        if [batch, queries, dim] != [self.options.batch, tokens, shape.head_dim] || heads % kv_heads != 0 {
+            let expected = vec![self.options.batch, kv_heads, tokens, shape.head_dim];
+            return Err(CacheError::Shape { layer, what: "query", found: query.dims().to_vec(), expected });
+        }
+        Ok(())
+    }
+
+    /// Where the new keys or values of a layer go, if they have its shape.
+    fn check_values(&self, layer: LayerId, kind: Kv, values: &Tensor<4>, tokens: usize) -> Result<SlotId, CacheError> {
         let slot = self.plan.slot(self.plan.layers()[layer.0].of(kind));
-        let cells = &self.groups[slot.group.0];
-        let place = cells.place.as_ref().ok_or(CacheError::OutOfTurn { layer })?;
-        let expected = [self.options.batch, slot.shape.kv_heads, self.positions.len(), slot.shape.head_dim];
+        let expected = [self.options.batch, slot.shape.kv_heads, tokens, slot.shape.head_dim];
         if values.dims() != expected {
             let what = if kind == Kv::Key { "key" } else { "value" };
             return Err(CacheError::Shape { layer, what, found: values.dims().to_vec(), expected: expected.to_vec() });
         }
+        Ok(slot.id)
+    }
+
+    /// Takes the owner's new keys or values in.
+    fn store(&mut self, layer: LayerId, kind: Kv, values: Tensor<4>) -> Result<(), CacheError> {
+        let cells = &self.groups[self.plan.slot(self.plan.layers()[layer.0].of(kind)).group.0];
+        let place = cells.place.as_ref().ok_or(CacheError::OutOfTurn { layer })?;
+        let slot = self.check_values(layer, kind, &values, self.positions.len())?;
         let values = values.cast(self.options.dtype).to_device(&self.device);
         match place {
-            Place::InFlight => self.store.fly(slot.id, cells.cells, values),
-            Place::Cells(fresh) => self.store.write(slot.id, fresh.cells(), values),
-            Place::PerHead(fresh) => self.store.scatter(slot.id, fresh.clone(), values),
+            Place::InFlight => self.store.fly(slot, cells.cells, values),
+            Place::Cells(fresh) => self.store.write(slot, fresh.cells(), values),
+            Place::PerHead(fresh) => self.store.scatter(slot, fresh.clone(), values),
         }
         Ok(())
     }
@@ -320,16 +338,8 @@ impl Attend for Cache<'_> {
         if layer.0 != self.next || layer.0 >= self.model.len() || self.positions.is_empty() {
             return Err(CacheError::OutOfTurn { layer });
         }
+        self.check_query(layer, &query, self.positions.len())?;
         let id = self.group_of(layer);
-        let group = self.plan.group(id);
-        let [batch, heads, queries, dim] = query.dims();
-        let shape = self.model.layers()[layer.0];
-        if [batch, queries, dim] != [self.options.batch, self.positions.len(), shape.head_dim]
-            || heads % group.kv_heads != 0
-        {
-            let expected = vec![self.options.batch, group.kv_heads, self.positions.len(), shape.head_dim];
-            return Err(CacheError::Shape { layer, what: "query", found: query.dims().to_vec(), expected });
-        }
         self.go_to(id);
         if self.plan.owns(layer, Kv::Key) {
             self.store(layer, Kv::Key, key())?;

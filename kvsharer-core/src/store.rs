@@ -106,7 +106,8 @@ impl Store {
     }
 
     /// Turns a query and a key by the one row of `rope`, and writes the key and a value into the cell that the device
-    /// knows, in one piece of work; the turned query, or `None` where there is no such kernel and nothing has changed.
+    /// knows, of two slots that are not quantised, in one piece of work; the turned query, or `None` where there is no such
+    /// kernel and nothing has changed.
     pub(crate) fn place_turned(
         &mut self,
         rope: &RopeTable,

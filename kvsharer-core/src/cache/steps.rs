@@ -4,7 +4,7 @@
 use super::group::{GroupCells, Place};
 use super::{Attend, Cache};
 use crate::kernels::attend_counted;
-use crate::{CacheError, Eviction, EvidenceKind, GroupId, Kv, LayerId, Positions, RopeTable, SlotId, Storage};
+use crate::{CacheError, Eviction, EvidenceKind, GroupId, Kv, LayerId, Positions, RopeTable, Storage};
 use burn::tensor::{Int, Tensor, TensorData};
 use std::ops::Range;
 
@@ -226,27 +226,11 @@ impl Steps<'_, '_> {
         if layer.0 != self.next || layer.0 >= self.cache.model.len() || self.now.is_empty() {
             return Err(CacheError::OutOfTurn { layer });
         }
-        let kv_heads = self.cache.plan.group(self.cache.group_of(layer)).kv_heads;
-        let ([batch, heads, queries, dim], shape) = (query.dims(), self.cache.model.layers()[layer.0]);
-        if [batch, queries, dim] != [self.cache.options.batch, 1, shape.head_dim] || heads % kv_heads != 0 {
-            let expected = vec![self.cache.options.batch, kv_heads, 1, shape.head_dim];
-            return Err(CacheError::Shape { layer, what: "query", found: query.dims().to_vec(), expected });
-        }
-        Ok(())
-    }
-
-    fn check_values(&self, layer: LayerId, kind: Kv, values: &Tensor<4>) -> Result<SlotId, CacheError> {
-        let slot = self.cache.plan.slot(self.cache.plan.layers()[layer.0].of(kind));
-        let expected = [self.cache.options.batch, slot.shape.kv_heads, 1, slot.shape.head_dim];
-        if values.dims() != expected {
-            let what = if kind == Kv::Key { "key" } else { "value" };
-            return Err(CacheError::Shape { layer, what, found: values.dims().to_vec(), expected: expected.to_vec() });
-        }
-        Ok(slot.id)
+        self.cache.check_query(layer, query, 1)
     }
 
     fn store(&mut self, layer: LayerId, kind: Kv, values: Tensor<4>, cell: &Tensor<1, Int>) -> Result<(), CacheError> {
-        let slot = self.check_values(layer, kind, &values)?;
+        let slot = self.cache.check_values(layer, kind, &values, 1)?;
         self.cache.store.put(slot, cell, values.cast(self.cache.options.dtype));
         Ok(())
     }
@@ -308,11 +292,10 @@ impl Attend for Steps<'_, '_> {
         }
         self.check(layer, &query)?;
         let (key, value) = (key(), value());
-        self.check_values(layer, Kv::Key, &key)?;
-        self.check_values(layer, Kv::Value, &value)?;
+        let slots =
+            (self.cache.check_values(layer, Kv::Key, &key, 1)?, self.cache.check_values(layer, Kv::Value, &value, 1)?);
         let (cell, _) = self.now[self.of_group[self.cache.group_of(layer).0]].clone();
-        let slots = self.cache.plan.layers()[layer.0];
-        match self.cache.store.place_turned(rope, [&query, &key, &value], (slots.key, slots.value), &cell) {
+        match self.cache.store.place_turned(rope, [&query, &key, &value], slots, &cell) {
             Some(query) => Ok(self.read(layer, query)),
             None => self.attend(layer, rope.apply(query), || rope.apply(key), || value),
         }

@@ -4,7 +4,7 @@
 //! the query axis. Queries run in blocks, so that no queries x keys matrix of a whole prompt is ever held, and a
 //! block of a causal prefill reads only the keys up to its last query, from the first one a sliding window shows.
 
-use crate::kernels::{attend_block, attend_holes, attend_one, attend_one_unwatched, flash, product, rounds_f32};
+use crate::kernels::{attend_block, attend_holes, attend_many, attend_one, attend_one_unwatched, product, rounds_f32};
 use crate::{Evidence, EvidenceKind, axis};
 use burn::tensor::{
     Bool, DType, Device, Int, Tensor, TensorData, activation::softmax, module, ops::AttentionModuleOptions,
@@ -262,11 +262,11 @@ impl<'a> Pass<'a> {
         Self { fresh, hidden: None, window: None, evidence: EvidenceKind::None, weights: None }
     }
 
-    /// Whether several new tokens stand behind all others, and nothing but their order hides any.
+    /// Whether several new tokens stand behind all others, and nothing but their order and holes hides any.
     fn is_appended(&self, cells: usize) -> bool {
         let before = cells - self.fresh.len();
         let behind = self.fresh.cells().iter().enumerate().all(|(at, &cell)| cell == before + at);
-        let open = self.hidden.is_none() && self.window.is_none() && !self.counts(0..self.fresh.len());
+        let open = self.window.is_none() && !self.counts(0..self.fresh.len());
         self.fresh.len() > 1 && behind && open
     }
 
@@ -304,7 +304,7 @@ pub fn attend(
     assert_eq!(queries, fresh.len(), "one query a new token");
     assert!(pass.weights.is_none_or(|weights| weights.len() == queries), "one weight a query");
     if pass.is_appended(cells)
-        && let Some(output) = flash(&query, &keys, &values)
+        && let Some(output) = attend_many(&query, &keys, &values, pass.hidden)
     {
         let evidence = (pass.evidence == EvidenceKind::Keys).then_some(Evidence::Keys(keys));
         return (output, evidence);

@@ -97,7 +97,7 @@ pub use ids::{GroupId, LayerId, SlotId, axis};
 pub use kernels::exp;
 #[doc(hidden)]
 pub use kernels::put_row;
-pub use kernels::{allow_tf32, product};
+pub use kernels::{allow_tf32, logit_stats, product};
 pub use packing::Quantisation;
 pub use plan::{Group, LayerSlots, Plan, Slot};
 pub use policy::{

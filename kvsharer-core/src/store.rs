@@ -1,6 +1,6 @@
 //! The buffers of a plan: allocated once, written in place, read without a copy.
 
-use crate::kernels::{place, put};
+use crate::kernels::{pick_rows, place, put};
 use crate::{Kv, Lengths, Plan, QuantisedBuffer, RopeTable, SlotId, Storage, axis};
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor};
 use std::ops::Range;
@@ -129,14 +129,15 @@ impl Store {
 
     /// A store whose row `i` is a copy of row `rows[i]`, with room for so many cells in each slot that is not quantised.
     pub(crate) fn branch(&self, rows: &Tensor<1, Int>, capacities: impl Iterator<Item = usize>) -> Self {
-        let pick = |tensor: &Tensor<4>| tensor.clone().select(axis::BATCH, rows.clone().to_device(&tensor.device()));
+        let pick = |tensor: &Tensor<4>, cells| pick_rows(tensor, &rows.clone().to_device(&tensor.device()), cells);
+        let all = |tensor: &Tensor<4>| pick(tensor, tensor.dims()[axis::CELL]);
         let slots = self.slots.iter().zip(capacities).map(|(slot, capacity)| SlotBuffer {
             cells: match &slot.cells {
-                Cells::Full(buffer) => Cells::Full(buffer.as_ref().map(|buffer| resized(pick(buffer), capacity))),
+                Cells::Full(buffer) => Cells::Full(buffer.as_ref().map(|buffer| pick(buffer, capacity))),
                 Cells::Quantised(buffer) => Cells::Quantised(buffer.branch(rows)),
             },
-            in_flight: slot.in_flight.as_ref().map(pick),
-            originals: slot.originals.as_ref().map(pick),
+            in_flight: slot.in_flight.as_ref().map(all),
+            originals: slot.originals.as_ref().map(all),
         });
         Self { slots: slots.collect() }
     }
@@ -274,16 +275,6 @@ impl SlotBuffer {
             });
         }
     }
-}
-
-/// The first `capacity` cells, with zeros behind them where there are fewer.
-fn resized(buffer: Tensor<4>, capacity: usize) -> Tensor<4> {
-    let [batch, heads, cells, dim] = buffer.dims();
-    if capacity <= cells {
-        return if capacity == cells { buffer } else { buffer.slice_dim(axis::CELL, 0..capacity) };
-    }
-    let zeros = Tensor::zeros([batch, heads, capacity, dim], (&buffer.device(), buffer.dtype()));
-    zeros.slice_assign([0..batch, 0..heads, 0..cells, 0..dim], buffer)
 }
 
 fn tensor_bytes(tensor: &Tensor<4>) -> usize {

@@ -1,6 +1,7 @@
 //! Log-likelihoods of tokens from logits.
 
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
+use kvsharer_core::logit_stats;
 use kvsharer_models::{Decoder, ModelError};
 use rayon::prelude::*;
 
@@ -9,9 +10,6 @@ const ROWS: usize = 256;
 
 /// The same on a device of its own, which many rows keep busy.
 const DEVICE_ROWS: usize = 2048;
-
-/// Terms added up on the device in f32 before the rest is added on the host in f64.
-const BLOCK: usize = 256;
 
 /// How well the model foresaw a token.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,14 +21,43 @@ pub(crate) struct TokenScore {
 }
 
 /// Where logits become scores: read back in full, which costs nothing where the device is the host, or reduced on the
-/// device first.
+/// device first, by a kernel of ours if there is one for it ([`logit_stats`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reduce {
     /// On the host's threads.
     #[default]
     Host,
-    /// On the device; a few hundred numbers a token are read back.
+    /// On the device; four numbers a token are read back, and not before they are asked for.
     Device,
+}
+
+/// Scores that may still be on their way: a device works on them while the host goes on.
+pub(crate) struct Scores(Vec<Part>);
+
+enum Part {
+    Found(Vec<TokenScore>),
+    /// What [`logit_stats`] tells of each row, and the rows' targets.
+    Coming(Tensor<2>, Vec<u32>),
+}
+
+impl Scores {
+    /// Waits for them.
+    pub(crate) fn read(self) -> Result<Vec<TokenScore>, ModelError> {
+        let mut scores = Vec::new();
+        for part in self.0 {
+            match part {
+                Part::Found(found) => scores.extend(found),
+                Part::Coming(stats, targets) => {
+                    let stats = to_host(stats)?;
+                    scores.extend(stats.chunks(4).zip(targets).map(|(row, target)| TokenScore {
+                        nll: f64::from(row[0]) + f64::from(row[1]).ln() - f64::from(row[2]),
+                        greedy: row[3] == target as f32,
+                    }));
+                }
+            }
+        }
+        Ok(scores)
+    }
 }
 
 /// Scores `targets[i]` after the state `hidden[positions[i]]`.
@@ -43,24 +70,26 @@ pub(crate) fn score_positions(
     positions: &[usize],
     targets: &[u32],
     reduce: Reduce,
-) -> Result<Vec<TokenScore>, ModelError> {
+) -> Result<Scores, ModelError> {
     let [batch, tokens, width] = hidden.dims();
     let states = hidden.reshape([batch * tokens, width]);
-    let mut scores = Vec::with_capacity(targets.len());
     let rows = match reduce {
         Reduce::Host => ROWS,
         Reduce::Device => DEVICE_ROWS,
     };
-    for (positions, targets) in positions.chunks(rows).zip(targets.chunks(rows)) {
-        let index: Vec<i64> = positions.iter().map(|&position| position as i64).collect();
-        let index = Tensor::from_data(TensorData::new(index, [positions.len()]), &states.device());
+    let parts = positions.chunks(rows).zip(targets.chunks(rows)).map(|(positions, targets)| {
+        let ints = |ints: Vec<i64>| Tensor::from_data(TensorData::new(ints, [positions.len()]), &states.device());
+        let index = ints(positions.iter().map(|&position| position as i64).collect());
         let logits = model.logits(states.clone().select(0, index).unsqueeze::<3>());
-        scores.extend(match reduce {
-            Reduce::Host => score_on_host(logits, targets)?,
-            Reduce::Device => score_on_device(logits, targets)?,
-        });
-    }
-    Ok(scores)
+        if reduce == Reduce::Device {
+            let wanted = ints(targets.iter().map(|&target| i64::from(target)).collect());
+            if let Some(stats) = logit_stats(&logits.clone().squeeze_dim(0), &wanted) {
+                return Ok(Part::Coming(stats, targets.to_vec()));
+            }
+        }
+        Ok(Part::Found(score_on_host(logits, targets)?))
+    });
+    Ok(Scores(parts.collect::<Result<_, ModelError>>()?))
 }
 
 /// How far `other` is from `full`, each a model and its states after the final norm: the sum of `KL(full || other)` of
@@ -129,46 +158,6 @@ fn score_on_host(logits: Tensor<3>, targets: &[u32]) -> Result<Vec<TokenScore>, 
     Ok(logits.par_chunks(vocab).zip(targets).map(score).collect())
 }
 
-/// The same without reading the logits back: of each block of [`BLOCK`] tokens its best logit and its sum of
-/// exponentials in f32, and the whole block of the target. Blocks are added up in f64. Two short reductions also are
-/// what a GPU does well: one over a whole vocabulary leaves all but a row's thread idle.
-fn score_on_device(logits: Tensor<3>, targets: &[u32]) -> Result<Vec<TokenScore>, ModelError> {
-    let [_, rows, vocab] = logits.dims();
-    let block = BLOCK.min(vocab);
-    let logits = logits.cast(DType::F32).reshape([rows, vocab]);
-    let start = |target: u32| (target as usize / block * block).min(vocab - block);
-    let starts: Vec<i64> = targets.iter().map(|&target| start(target) as i64).collect();
-    let starts = Tensor::<2, Int>::from_data(TensorData::new(starts, [rows, 1]), &logits.device());
-    let within = Tensor::<1, Int>::arange(0..block as i64, &logits.device()).reshape([1, block]);
-    let index = starts.expand([rows, block]) + within.expand([rows, block]);
-    let around = logits.clone().gather(1, index);
-    let (whole, blocks) = (vocab / block * block, vocab / block);
-    let by_block = |x: &Tensor<2>| x.clone().slice_dim(1, 0..whole).reshape([rows, blocks, block]);
-    let tail = |x: &Tensor<2>| (whole < vocab).then(|| x.clone().slice_dim(1, whole..vocab));
-    let mut best = vec![by_block(&logits).max_dim(2).reshape([rows, blocks])];
-    best.extend(tail(&logits).map(|tail| tail.max_dim(1)));
-    let best = Tensor::cat(best, 1);
-    let mass = (logits - best.clone().max_dim(1)).exp();
-    let mut sums = vec![by_block(&mass).sum_dim(2).reshape([rows, blocks])];
-    sums.extend(tail(&mass).map(|tail| tail.sum_dim(1)));
-    let parts = best.dims()[1];
-    let numbers = Tensor::cat([vec![around, best], sums].concat(), 1);
-    let width = numbers.dims()[1];
-    let numbers = to_host(numbers)?;
-    let score = |(row, &target): (&[f32], &u32)| {
-        let (around, rest) = row.split_at(block);
-        let (best, sums) = rest.split_at(parts);
-        let top = best.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f64 = sums.iter().map(|&part| f64::from(part)).sum();
-        let (target, start) = (target as usize, start(target));
-        let own = around[target - start];
-        // The first of several with one score: none before it, in earlier blocks or in its own.
-        let earlier = best[..target / block].contains(&top) || around[..target - start].contains(&top);
-        TokenScore { nll: f64::from(top) + sum.ln() - f64::from(own), greedy: own == top && !earlier }
-    };
-    Ok(numbers.chunks(width).zip(targets).map(score).collect())
-}
-
 fn to_host<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, ModelError> {
     tensor.cast(DType::F32).try_into_vec_as::<f32>().map_err(|error| ModelError::Device(error.to_string()))
 }
@@ -185,11 +174,9 @@ mod tests {
         let mut logits = vec![0.0_f32; VOCAB];
         logits[7] = (VOCAB as f32 - 1.0).ln();
         let logits = Tensor::from_data(TensorData::new(logits, [1, 1, VOCAB]), &Device::flex());
-        for score in [score_on_host, score_on_device] {
-            let [found] = score(logits.clone(), &[7]).unwrap()[..] else { panic!("one score") };
-            assert!((found.nll - 2.0_f64.ln()).abs() < 1e-6, "{found:?}");
-            assert!(found.greedy);
-        }
+        let [found] = score_on_host(logits, &[7]).unwrap()[..] else { panic!("one score") };
+        assert!((found.nll - 2.0_f64.ln()).abs() < 1e-6, "{found:?}");
+        assert!(found.greedy);
     }
 
     #[test]
@@ -205,19 +192,25 @@ mod tests {
     }
 
     #[test]
-    fn host_and_device_agree_and_of_two_equal_tokens_the_first_is_greedy() {
-        let logits: Vec<f32> = (0..3 * 700).map(|i| ((i * 37 % 101) as f32) / 20.0).collect();
-        let first = logits[..700].iter().position(|&score| score == 5.0).unwrap() as u32;
-        let second = logits[..700].iter().rposition(|&score| score == 5.0).unwrap() as u32;
+    fn of_two_equal_tokens_the_first_is_greedy() {
+        let logits: Vec<f32> = (0..700).map(|i| ((i * 37 % 101) as f32) / 20.0).collect();
+        let first = logits.iter().position(|&score| score == 5.0).unwrap() as u32;
+        let second = logits.iter().rposition(|&score| score == 5.0).unwrap() as u32;
         assert_ne!(first, second);
-        for targets in [[first, 3, 699], [second, 0, 1]] {
-            let logits = || Tensor::from_data(TensorData::new(logits.clone(), [1, 3, 700]), &Device::flex());
-            let (host, device) =
-                (score_on_host(logits(), &targets).unwrap(), score_on_device(logits(), &targets).unwrap());
-            assert_eq!(host[0].greedy, targets[0] == first);
-            for (host, device) in host.iter().zip(&device) {
-                assert!((host.nll - device.nll).abs() < 1e-5 && host.greedy == device.greedy, "{host:?} {device:?}");
-            }
-        }
+        let logits = Tensor::from_data(TensorData::new(logits.repeat(2), [1, 2, 700]), &Device::flex());
+        let greedy: Vec<bool> =
+            score_on_host(logits, &[first, second]).unwrap().iter().map(|score| score.greedy).collect();
+        assert_eq!(greedy, [true, false]);
+    }
+
+    #[test]
+    fn what_a_device_tells_of_a_row_is_its_score() {
+        let stats = Tensor::<2>::from_data([[2.0, 1.5, 1.0, 7.0], [3.0, 1.0, 3.0, 9.0]], &Device::flex());
+        let scores =
+            Scores(vec![Part::Found(vec![TokenScore { nll: 0.5, greedy: true }]), Part::Coming(stats, vec![8, 9])]);
+        let [first, second, third] = scores.read().unwrap()[..] else { panic!("three scores") };
+        assert_eq!(first, TokenScore { nll: 0.5, greedy: true });
+        assert!((second.nll - (1.0 + 1.5_f64.ln())).abs() < 1e-12 && !second.greedy);
+        assert_eq!(third, TokenScore { nll: 0.0, greedy: true });
     }
 }

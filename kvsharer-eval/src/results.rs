@@ -64,6 +64,9 @@ pub struct BenchmarkResult {
     pub subsets: BTreeMap<String, BTreeMap<String, Metric>>,
     /// Tokens that went through the model a second.
     pub tokens_per_second: f64,
+    /// The same where the texts are only run, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefill_tokens_per_second: Option<f64>,
 }
 
 /// One item of a benchmark, as `--samples-out` writes it.

@@ -119,6 +119,7 @@ impl NeedleTask {
                 left_out: 0,
                 subsets: by_place.iter().map(|(place, values)| (place.clone(), accuracy(values))).collect(),
                 tokens_per_second: tokens as f64 / seconds.max(1e-9),
+                prefill_tokens_per_second: None,
             }),
         };
         let lengths = Lengths::new(longest, longest + self.new_tokens);

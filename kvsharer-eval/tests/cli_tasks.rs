@@ -130,6 +130,22 @@ fn a_text_longer_than_the_context_is_cut_and_counted_and_a_choice_longer_than_it
 }
 
 #[test]
+fn the_speed_of_scoring_stands_beside_that_of_running_the_same_texts_if_asked_for() {
+    let folder = folder();
+    let path = write(folder.path(), "items.jsonl", "{\"query\": \"a\", \"choices\": [\"b c\", \"d\"], \"gold\": 0}\n");
+    let task = format!("choices={path}");
+    let args = ["eval", "-m", &tiny(), "--task", &task, "--json"];
+    let result = |more: &[&str]| run(folder.path(), &[&args[..], more].concat()).json()["results"][0].clone();
+    assert!(result(&[]).get("prefill_tokens_per_second").is_none());
+    let compared = result(&["--compare-prefill"]);
+    for key in ["tokens_per_second", "prefill_tokens_per_second"] {
+        assert!(compared[key].as_f64().is_some_and(|rate| rate > 0.0), "{key}: {compared}");
+    }
+    run(folder.path(), &["eval", "-m", &tiny(), "--task", "perplexity=builtin:demo", "--compare-prefill"])
+        .fails(2, "--compare-prefill is for benchmarks");
+}
+
+#[test]
 fn what_cannot_be_asked_is_refused_before_the_model_is_loaded() {
     let folder = folder();
     let (c3, mmlu) = (format!("c3={}", items("c3.json")), format!("mmlu={}", items("mmlu/test")));

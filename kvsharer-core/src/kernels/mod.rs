@@ -14,6 +14,7 @@ mod rows;
 #[cfg(feature = "cpu-kernels")]
 mod turn;
 
+use crate::attend::Hidden;
 use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor, activation::softmax};
 #[cfg(feature = "cpu-kernels")]
 pub use exp::exp;
@@ -54,16 +55,22 @@ pub(crate) fn rounds_f32(x: &Tensor<4>) -> bool {
     }
 }
 
-/// Causal attention of the last tokens over all cells, without a queries x keys matrix; `None` if there is no kernel.
+/// Causal attention of the last tokens over all cells but hidden ones, without a queries x keys matrix; `None` if there
+/// is no kernel.
 ///
 /// # Shapes
 /// `query` and result `[batch, query_head, token, head_dim]`; `keys`, `values` `[batch, kv_head, cell, head_dim]`.
-pub(crate) fn flash(query: &Tensor<4>, keys: &Tensor<4>, values: &Tensor<4>) -> Option<Tensor<4>> {
+pub(crate) fn attend_many(
+    query: &Tensor<4>,
+    keys: &Tensor<4>,
+    values: &Tensor<4>,
+    hidden: Option<&Hidden>,
+) -> Option<Tensor<4>> {
     #[cfg(feature = "gpu-kernels")]
     if gpu::runs_on(&query.device()) {
-        return gpu::flash(query, keys, values);
+        return gpu::attend_many(query, keys, values, hidden);
     }
-    let _ = (query, keys, values);
+    let _ = (query, keys, values, hidden);
     None
 }
 
@@ -172,6 +179,40 @@ pub(crate) fn place(
     let _ = (table, fresh, cell);
     let [keys, values] = buffers;
     (None, keys, values)
+}
+
+/// The sequences `rows` `[row]` of a buffer, with room for `capacity` cells: the first ones, or all and zeros behind.
+///
+/// # Shapes
+/// `buffer` `[batch, kv_head, cell, head_dim]`, result `[row, kv_head, capacity, head_dim]`.
+pub(crate) fn pick_rows(buffer: &Tensor<4>, rows: &Tensor<1, Int>, capacity: usize) -> Tensor<4> {
+    #[cfg(feature = "gpu-kernels")]
+    if gpu::runs_on(&buffer.device())
+        && let Some(picked) = gpu::pick_rows(buffer, rows, capacity)
+    {
+        return picked;
+    }
+    let picked = buffer.clone().select(0, rows.clone());
+    let [batch, heads, cells, dim] = picked.dims();
+    if capacity <= cells {
+        return if capacity == cells { picked } else { picked.slice_dim(2, 0..capacity) };
+    }
+    let zeros = Tensor::zeros([batch, heads, capacity, dim], (&picked.device(), picked.dtype()));
+    zeros.slice_assign([0..batch, 0..heads, 0..cells, 0..dim], picked)
+}
+
+/// Of each row of logits, in one reading: the greatest, the sum of `exp(logit - greatest)` over all, the one of the
+/// row's target, and the place of the first that is the greatest; `None` if there is no kernel for these tensors.
+///
+/// # Shapes
+/// `logits` `[row, vocab]`, `targets` `[row]` below `vocab`; result `[row, 4]` in f32.
+pub fn logit_stats(logits: &Tensor<2>, targets: &Tensor<1, Int>) -> Option<Tensor<2>> {
+    #[cfg(feature = "gpu-kernels")]
+    if gpu::runs_on(&logits.device()) {
+        return gpu::logit_stats(logits, targets);
+    }
+    let _ = (logits, targets);
+    None
 }
 
 /// Writes `row` `[1, column]` into the row of `rows` `[row, column]` that the device says in `at` `[1]`; on a device with a

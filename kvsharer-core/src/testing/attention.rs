@@ -60,7 +60,14 @@ pub(super) fn cases() -> Vec<Case> {
         ("tokens in freed cells", vec![call(2, 1, 2, 4, 8, Fresh::new(vec![6, 7, 2, 3]))]),
         ("sliding windows", [1, 7, 255, 256, 257].map(|size| behind(40, 300, Sight::Window(size))).to_vec()),
         ("sliding windows in later blocks", [7, 257].map(|size| behind(300, 520, Sight::Window(size))).to_vec()),
-        ("other tokens in every head", [None, Some(9)].map(|size| behind(30, 12, Sight::ByHead(size))).to_vec()),
+        (
+            "other tokens in every head",
+            [8, 64, 80, 128]
+                .into_iter()
+                .flat_map(|dim| [None, Some(9)].map(|size| Call { dim, ..behind(30, 12, Sight::ByHead(size)) }))
+                .chain([Call { dim: 64, ..behind(30, 70, Sight::ByHead(None)) }])
+                .collect(),
+        ),
     ];
     let cases = calls.into_iter().flat_map(|(name, calls)| {
         [("fused", Look::Away), ("with key mass", Look::On), ("with key mass of some queries", Look::OnSome)].map(

@@ -7,7 +7,7 @@ use super::context::{ModelArg, StackArgs, check_fits, check_output, check_placem
 use super::error::CliError;
 use super::output::{bar, complain, emit, emit_json, human_bytes, table, write_json, write_json_lines};
 use clap::Args;
-use kvsharer_eval::{BenchmarkOptions, Job, Results, Step, TaskResult, TaskSpec};
+use kvsharer_eval::{BenchmarkOptions, Job, OTHER_TASKS, Results, Step, TaskResult, TaskSpec};
 use std::path::PathBuf;
 use std::time::Instant;
 use task::{DevArg, ProtocolArg, TaskArg};
@@ -73,6 +73,10 @@ pub(super) struct EvalArgs {
     /// Tasks passkey and needle: prompts of each length and depth
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     samples: u32,
+    /// Benchmarks: also time the same texts run whole without being scored; of both the median of three runs after one
+    /// to warm up
+    #[arg(long)]
+    compare_prefill: bool,
     /// The first items, windows or documents only
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
@@ -102,6 +106,10 @@ impl EvalArgs {
         }
         if self.kl && !self.has("perplexity") {
             return Err(CliError::usage("--kl is for --task perplexity=PATH, which is not asked for"));
+        }
+        let is_benchmark = |task: &TaskArg| OTHER_TASKS.iter().all(|(other, ..)| *other != task.name);
+        if self.compare_prefill && !self.tasks.iter().any(is_benchmark) {
+            return Err(CliError::usage("--compare-prefill is for benchmarks, of which none is asked for"));
         }
         let size = |number: u32| number as usize;
         let spec = |task: &TaskArg| TaskSpec {
@@ -153,7 +161,12 @@ pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<(), CliError> {
             "warning: a policy depends on the length of the prompt, and the first pass of {pass} tokens counts as one; use --task stepwise=… with --prefill"
         ));
     }
-    let options = BenchmarkOptions { seed: global.seed, score: global.device.scoring(), ..BenchmarkOptions::default() };
+    let options = BenchmarkOptions {
+        seed: global.seed,
+        score: global.device.scoring(),
+        compare_prefill: args.compare_prefill,
+        ..BenchmarkOptions::default()
+    };
     // Benchmarks' texts vary; a batch of them has so many tokens. Threads have caches of their own.
     let (size, threads) = (global.dtype.dtype().size(), rayon::current_num_threads());
     let lengths = jobs.iter().map(|job| job.run_lengths().unwrap_or((1, options.score.tokens.into())));
@@ -246,6 +259,11 @@ fn note(task: &TaskResult) -> String {
     }
     if benchmark.left_out > 0 {
         notes.push(format!("{} items left out, as the harness does", benchmark.left_out));
+    }
+    if let Some(prefill) = benchmark.prefill_tokens_per_second {
+        let rate = benchmark.tokens_per_second;
+        let percent = rate / prefill * 100.0;
+        notes.push(format!("{rate:.0} tokens/s scored, {prefill:.0} where they are only run ({percent:.0} %)"));
     }
     if !task.sees_evictions {
         notes.push("texts run in one pass, so what the policies evict is not seen".into());

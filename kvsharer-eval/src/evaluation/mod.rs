@@ -2,6 +2,7 @@
 
 mod answer;
 mod measure;
+mod speeds;
 mod summary;
 
 use crate::requests::{Asker, Request};
@@ -12,6 +13,7 @@ use answer::answer;
 use kvsharer_core::{Lengths, Plan, SearchModel, Stack};
 use kvsharer_models::{Decoder, ModelTokenizer};
 use measure::{aggregate, by_subset};
+use speeds::speeds;
 use std::collections::BTreeMap;
 use std::time::Instant;
 use summary::summaries;
@@ -27,11 +29,14 @@ pub struct BenchmarkOptions {
     pub max_new_tokens: usize,
     /// Seed of bootstrapped standard errors.
     pub seed: u64,
+    /// Also time the same texts run whole, with no more than their last token scored, as a prompt is: of this and of
+    /// scoring the median of three runs after one to warm up.
+    pub compare_prefill: bool,
 }
 
 impl Default for BenchmarkOptions {
     fn default() -> Self {
-        Self { max_length: None, score: ScoreOptions::default(), max_new_tokens: 100, seed: 0 }
+        Self { max_length: None, score: ScoreOptions::default(), max_new_tokens: 100, seed: 0, compare_prefill: false }
     }
 }
 
@@ -102,8 +107,10 @@ impl Benchmark {
         let max_length = options.max_length.unwrap_or(model.config().max_positions).max(2);
         let asker = Asker { tokenizer, protocol: self.protocol, max_length };
         let requests: Vec<Request> = self.items.iter().map(|item| asker.ask(item)).collect::<Result<_, _>>()?;
-        let start = Instant::now();
         let sequences: Vec<_> = requests.iter().map(|request| request.sequences.clone()).collect();
+        let compare = options.compare_prefill && sequences.iter().any(|of_item| !of_item.is_empty());
+        let speeds = compare.then(|| speeds(model, &sequences, &options.score, &stack)).transpose()?;
+        let start = Instant::now();
         let scored = likelihoods(model, &sequences, &options.score, &stack, &done)?;
         let texts = summaries(model, tokenizer, &self.items, max_length, options, &stack, &done)?;
         let seconds = start.elapsed().as_secs_f64();
@@ -156,7 +163,10 @@ impl Benchmark {
                 skipped: self.skipped.len(),
                 left_out: self.left_out,
                 subsets,
-                tokens_per_second: tokens_run as f64 / seconds.max(1e-9),
+                tokens_per_second: speeds
+                    .as_ref()
+                    .map_or(tokens_run as f64 / seconds.max(1e-9), |speeds| speeds.scored),
+                prefill_tokens_per_second: speeds.map(|speeds| speeds.run),
             }),
         };
         Ok(Evaluated { result, samples, largest: (batch, longest.max(1).into()) })

@@ -54,7 +54,7 @@ pub fn perplexity<'p>(
             let start = part * chunk;
             let targets = &window[start + 1..window.len().min(start + chunk + 1)];
             let positions: Vec<usize> = (0..targets.len()).collect();
-            let scores = score_positions(model, hidden.clone(), &positions, targets, options.reduce)?;
+            let scores = score_positions(model, hidden.clone(), &positions, targets, options.reduce)?.read()?;
             if let Some(token) = scores.iter().position(|score| !score.nll.is_finite()) {
                 return Err(EvalError::NotFinite { window: index, token: start + token + 1 });
             }

@@ -3,15 +3,19 @@
 use super::family::{Family, Member};
 use super::{Likelihood, ScoreOptions, Sequence};
 use crate::EvalError;
-use crate::logits::score_positions;
+use crate::logits::{Scores, score_positions};
 use burn::tensor::Tensor;
 use kvsharer_core::{Cache, CacheError, Stack};
 use kvsharer_models::Decoder;
 
-/// Families of about one length.
+/// Families of about one length, the longest first.
 #[derive(Clone, Debug)]
 pub(super) struct Batch<'a> {
     families: Vec<&'a Family>,
+    /// Members of all of them, tokens of their prefixes, and tokens after those.
+    rows: usize,
+    prefixes: usize,
+    tails: usize,
 }
 
 /// Puts families of like length together, within the limits of the options.
@@ -22,8 +26,12 @@ pub(super) fn batches<'a>(families: &'a [Family], exact: bool, options: &ScoreOp
     let mut batches: Vec<Batch<'a>> = Vec::new();
     for family in sorted {
         match batches.last_mut() {
-            Some(batch) if batch.takes(family, exact, options) => batch.families.push(family),
-            _ => batches.push(Batch { families: vec![family] }),
+            Some(batch) if batch.takes(family, exact, options) => batch.push(family),
+            _ => {
+                let mut batch = Batch { families: Vec::new(), rows: 0, prefixes: 0, tails: 0 };
+                batch.push(family);
+                batches.push(batch);
+            }
         }
     }
     batches
@@ -36,10 +44,39 @@ struct Want {
     members: Vec<usize>,
 }
 
-impl Batch<'_> {
+/// What was asked of a batch; a device may still be at work on it.
+pub(super) struct Running {
+    members: Vec<Member>,
+    scores: Vec<(Scores, Vec<Want>)>,
+}
+
+impl Running {
+    /// Waits for the scores.
+    pub(super) fn read(self) -> Result<Vec<(Member, Likelihood)>, EvalError> {
+        let mut likelihoods = vec![Likelihood { log_likelihood: 0.0, greedy: true }; self.members.len()];
+        for (scores, wants) in self.scores {
+            for (want, found) in wants.iter().zip(scores.read()?) {
+                for &member in &want.members {
+                    likelihoods[member].log_likelihood -= found.nll;
+                    likelihoods[member].greedy &= found.greedy;
+                }
+            }
+        }
+        Ok(self.members.into_iter().zip(likelihoods).collect())
+    }
+}
+
+impl<'a> Batch<'a> {
     /// Sequences of the batch.
     pub(super) fn rows(&self) -> usize {
-        self.families.iter().map(|family| family.members.len()).sum()
+        self.rows
+    }
+
+    fn push(&mut self, family: &'a Family) {
+        self.rows += family.members.len();
+        self.prefixes += family.prefix;
+        self.tails += family.tails();
+        self.families.push(family);
     }
 
     fn takes(&self, family: &Family, exact: bool, options: &ScoreOptions) -> bool {
@@ -47,11 +84,29 @@ impl Batch<'_> {
         if (exact || family.prefix == 0) && family.prefix != longest.prefix {
             return false;
         }
-        let families = || self.families.iter().copied().chain([family]);
-        let rows = self.rows() + family.members.len();
-        let tokens = (self.families.len() + 1) * longest.prefix + families().map(Family::tails).sum::<usize>();
-        let padding: usize = families().map(|family| longest.prefix - family.prefix).sum();
+        let rows = self.rows + family.members.len();
+        let prefixes = (self.families.len() + 1) * longest.prefix;
+        // Whole texts run in one pass, padding included; what follows prefixes may take several.
+        let tails = if family.prefix == 0 { rows * longest.tail } else { self.tails + family.tails() };
+        let tokens = prefixes + tails;
+        let padding = prefixes - self.prefixes - family.prefix;
         rows <= options.rows && tokens <= options.tokens && padding <= options.padding
+    }
+
+    /// Tokens that it runs, padding included, and what its passes cost, in tokens.
+    pub(super) fn cost(&self, items: &[Vec<Sequence>], exact: bool, options: &ScoreOptions) -> usize {
+        let members = self.members();
+        let prefix = self.families[0].prefix;
+        let trunk = if prefix > 0 { self.families.len() * prefix + options.padding } else { 0 };
+        let of_pass = |pass: &Vec<usize>| pass.len() * tail(members[pass[0]], &self.families, items).len();
+        let passes = passes(&members, &self.families, items, exact, options);
+        trunk + passes.iter().map(|pass| of_pass(pass) + options.padding).sum::<usize>()
+    }
+
+    /// All members, each with the row of its prefix.
+    fn members(&self) -> Vec<(usize, Member)> {
+        let of_family = |(row, family): (usize, &&'a Family)| family.members.iter().map(move |&member| (row, member));
+        self.families.iter().enumerate().flat_map(of_family).collect()
     }
 
     /// Runs the prefixes in one pass and the tails in as few as their lengths and what padding may cost allow.
@@ -62,25 +117,14 @@ impl Batch<'_> {
         exact: bool,
         options: &ScoreOptions,
         stack: &impl Fn() -> Result<Stack<'p>, EvalError>,
-    ) -> Result<Vec<(Member, Likelihood)>, EvalError> {
+    ) -> Result<Running, EvalError> {
         let prefix = self.families.iter().map(|family| family.prefix).max().unwrap_or(0);
-        let members: Vec<(usize, Member)> = self
-            .families
-            .iter()
-            .enumerate()
-            .flat_map(|(row, family)| family.members.iter().map(move |&member| (row, member)))
-            .collect();
-        let mut scores = vec![Likelihood { log_likelihood: 0.0, greedy: true }; members.len()];
+        let members = self.members();
+        let mut scores = Vec::new();
         let mut score = |hidden: Tensor<3>, wants: Vec<Want>| -> Result<(), EvalError> {
             let positions: Vec<usize> = wants.iter().map(|want| want.position).collect();
             let targets: Vec<u32> = wants.iter().map(|want| want.target).collect();
-            let found = score_positions(model, hidden, &positions, &targets, options.reduce)?;
-            for (want, found) in wants.iter().zip(found) {
-                for &member in &want.members {
-                    scores[member].log_likelihood -= found.nll;
-                    scores[member].greedy &= found.greedy;
-                }
-            }
+            scores.push((score_positions(model, hidden, &positions, &targets, options.reduce)?, wants));
             Ok(())
         };
         let fresh = |rows: usize, tail: usize| -> Result<Cache<'p>, EvalError> {
@@ -127,7 +171,7 @@ impl Batch<'_> {
             let hidden = self.run_tails(model, &pass, &members, items, &mut cache)?;
             score(hidden, self.wants_of_tails(&pass, &members, items))?;
         }
-        Ok(members.into_iter().map(|(_, member)| member).zip(scores).collect())
+        Ok(Running { members: members.into_iter().map(|(_, member)| member).collect(), scores })
     }
 
     /// Tokens that the states of the prefixes predict: those of the prefixes themselves, and the first of every tail.
@@ -194,7 +238,8 @@ fn tail<'a>((row, member): (usize, Member), families: &[&Family], items: &'a [Ve
     &ids[families[row].prefix..ids.len() - 1]
 }
 
-/// Members that run their tails together: of like length, or of equal length where padding could count.
+/// Members that run their tails together, the longest first: of like length, or of equal length where padding could
+/// count.
 fn passes(
     members: &[(usize, Member)],
     families: &[&Family],
@@ -206,17 +251,49 @@ fn passes(
     let mut order: Vec<usize> = (0..members.len()).filter(|&index| length(index) > 0).collect();
     order.sort_by_key(|&index| std::cmp::Reverse(length(index)));
     let mut passes: Vec<Vec<usize>> = Vec::new();
+    let mut padding = 0;
     for index in order {
+        let short = passes.last().map_or(0, |pass| length(pass[0]) - length(index));
         let joins = |pass: &&mut Vec<usize>| {
-            let longest = length(pass[0]);
-            let fits = (pass.len() + 1) * longest <= options.tokens && pass.len() < options.rows;
-            let padding: usize = pass.iter().chain([&index]).map(|&index| longest - length(index)).sum();
-            fits && padding <= options.padding && (!exact || longest == length(index))
+            let fits = (pass.len() + 1) * length(pass[0]) <= options.tokens && pass.len() < options.rows;
+            fits && padding + short <= options.padding && (!exact || short == 0)
         };
         match passes.last_mut().filter(|pass| joins(pass)) {
-            Some(pass) => pass.push(index),
-            None => passes.push(vec![index]),
+            Some(pass) => {
+                pass.push(index);
+                padding += short;
+            }
+            None => {
+                passes.push(vec![index]);
+                padding = 0;
+            }
         }
     }
     passes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::score::family::families;
+
+    #[test]
+    fn a_batch_of_whole_texts_is_one_pass() {
+        let text = |length: usize| Sequence { ids: vec![1; length], prompt: 1, scored: 1..length };
+        let items: Vec<Vec<Sequence>> = (0..90).map(|index| vec![text(2 + index % 9), text(3 + index % 5)]).collect();
+        let families = families(&items, false, false);
+        let options = ScoreOptions { tokens: 100, padding: 30, ..ScoreOptions::default() };
+        let batches = batches(&families, false, &options);
+        assert_eq!(batches.iter().map(Batch::rows).sum::<usize>(), 180);
+        for batch in &batches {
+            let members = batch.members();
+            let lengths = || members.iter().map(|&member| tail(member, &batch.families, &items).len());
+            let longest = lengths().max().unwrap();
+            assert!(longest * members.len() <= options.tokens);
+            let padding: usize = lengths().map(|length| longest - length).sum();
+            let passes = passes(&members, &batch.families, &items, false, &options);
+            assert!(passes.len() == 1 || padding > options.padding, "{passes:?}");
+            assert_eq!(passes.iter().map(Vec::len).sum::<usize>(), batch.rows());
+        }
+    }
 }

@@ -6,7 +6,7 @@ mod family;
 
 use crate::{EvalError, Reduce};
 use batch::{Batch, batches};
-use family::families;
+use family::{Family, families};
 use kvsharer_core::{Plan, SearchModel, Stack, Storage};
 use kvsharer_models::Decoder;
 use rayon::prelude::*;
@@ -39,10 +39,10 @@ pub struct ScoreOptions {
     pub tokens: usize,
     /// Sequences of a forward pass at most.
     pub rows: usize,
-    /// Tokens of padding that a forward pass may have, if those that it evens out would otherwise need one more pass:
-    /// as many as run in the time that a pass costs whatever is in it.
+    /// What a forward pass costs whatever is in it, in tokens that run in that time: it may have so much padding, if
+    /// what that evens out would otherwise need one more pass.
     pub padding: usize,
-    /// Run what sequences of an item begin with once.
+    /// Run what sequences of an item begin with once, unless running all of them whole costs less.
     pub share_prefixes: bool,
     /// Where logits become scores.
     pub reduce: Reduce,
@@ -74,8 +74,9 @@ pub struct Scored {
 /// Batches run in parallel on the threads of the current rayon pool.
 ///
 /// Without an evicting policy or quantised storage, everything that the sequences of an item have in common is run
-/// once. With one, exactly the prompt is, so that every sequence goes on from what stays of it, as if it ran alone;
-/// lengths are then not mixed in a batch, as padding could count.
+/// once, unless the passes that this takes cost more than it saves. With one, exactly the prompt is, so that every
+/// sequence goes on from what stays of it, as if it ran alone; lengths are then not mixed in a batch, as padding could
+/// count.
 ///
 /// # Errors
 /// [`EvalError::BadSequence`] for a sequence with nothing to score, [`EvalError::NotFiniteItem`], or whatever model,
@@ -90,21 +91,33 @@ pub fn likelihoods<'p>(
     check(items)?;
     let plan = Plan::new(model.shape(), &stack()?)?;
     let exact = plan.evicts() || plan.groups().iter().any(|group| group.storage != Storage::Full);
-    let families = families(items, exact, options.share_prefixes);
+    let cost = |families: &[Family]| -> usize {
+        batches(families, exact, options).iter().map(|batch| batch.cost(items, exact, options)).sum()
+    };
+    let mut families = families(items, exact, options.share_prefixes);
+    if options.share_prefixes && !exact {
+        let alone = family::families(items, exact, false);
+        if cost(&alone) < cost(&families) {
+            families = alone;
+        }
+    }
     let batches = batches(&families, exact, options);
     let run = |batch: &Batch<'_>| {
-        let scored = batch.run(model, items, exact, options, &stack)?;
+        let running = batch.run(model, items, exact, options, &stack)?;
         done(batch.rows());
-        Ok(scored)
+        Ok(running)
     };
-    let scored: Vec<_> = batches.par_iter().map(run).collect::<Result<_, EvalError>>()?;
+    // A device goes on with one batch while the host prepares the next.
+    let running: Vec<_> = batches.par_iter().map(run).collect::<Result<_, EvalError>>()?;
     let none = Likelihood { log_likelihood: 0.0, greedy: true };
     let mut found: Vec<Vec<Likelihood>> = items.iter().map(|item| vec![none; item.len()]).collect();
-    for (member, likelihood) in scored.into_iter().flatten() {
-        if !likelihood.log_likelihood.is_finite() {
-            return Err(EvalError::NotFiniteItem { item: member.item });
+    for running in running {
+        for (member, likelihood) in running.read()? {
+            if !likelihood.log_likelihood.is_finite() {
+                return Err(EvalError::NotFiniteItem { item: member.item });
+            }
+            found[member.item][member.sequence] = likelihood;
         }
-        found[member.item][member.sequence] = likelihood;
     }
     Ok(Scored {
         likelihoods: found,

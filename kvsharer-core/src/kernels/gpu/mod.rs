@@ -3,17 +3,23 @@
 // Buffers, their layouts and sizes: a kernel has many arguments.
 #![allow(clippy::too_many_arguments)]
 
+mod attend_many;
 mod attend_one;
 mod attend_part;
+mod attend_tile;
 mod flash;
 mod join_parts;
+mod logit_stats;
+mod pick_rows;
 mod place;
 mod product;
 mod put;
 mod turn;
 
+pub(super) use attend_many::attend_many;
 pub(super) use attend_one::{attend_counted, attend_holes, attend_one, attend_one_unwatched};
-pub(super) use flash::flash;
+pub(super) use logit_stats::logit_stats;
+pub(super) use pick_rows::pick_rows;
 pub(super) use place::place;
 pub(super) use product::{product, rounds_f32};
 pub(super) use put::{put, put_row};

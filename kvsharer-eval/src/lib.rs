@@ -95,7 +95,7 @@ pub use journal::{Journal, Journaled};
 pub use logits::Reduce;
 pub use memory::{DoesNotFit, check_memory, free_host_memory};
 pub use perplexity::{Divergence, Perplexity, PerplexityOptions, StepwiseOptions, perplexity, stepwise};
-pub use results::{BenchmarkResult, Metric, Results, Sample, TaskResult};
+pub use results::{BenchmarkResult, Metric, PrefillSpeed, Results, Sample, TaskResult};
 pub use retrieval::NeedleTask;
 pub use share::{BadShare, Share};
 pub use shipped::{Shipped, shipped, shipped_for, strategy_path};

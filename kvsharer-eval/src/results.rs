@@ -62,11 +62,23 @@ pub struct BenchmarkResult {
     /// Scores of the benchmark's parts, where it has several.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub subsets: BTreeMap<String, BTreeMap<String, Metric>>,
+    /// Tokens that went through the model, without padding; what texts begin with in common may count once.
+    #[serde(default)]
+    pub tokens_run: usize,
     /// Tokens that went through the model a second.
     pub tokens_per_second: f64,
-    /// The same where the texts are only run, if that was asked for.
+    /// Where each text only runs, whole, if that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub prefill_tokens_per_second: Option<f64>,
+    pub compared_prefill: Option<PrefillSpeed>,
+}
+
+/// How fast texts run that are not scored.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PrefillSpeed {
+    /// Their tokens, without padding.
+    pub tokens: usize,
+    /// Tokens a second.
+    pub tokens_per_second: f64,
 }
 
 /// One item of a benchmark, as `--samples-out` writes it.

@@ -118,8 +118,9 @@ impl NeedleTask {
                 skipped: 0,
                 left_out: 0,
                 subsets: by_place.iter().map(|(place, values)| (place.clone(), accuracy(values))).collect(),
+                tokens_run: tokens,
                 tokens_per_second: tokens as f64 / seconds.max(1e-9),
-                prefill_tokens_per_second: None,
+                compared_prefill: None,
             }),
         };
         let lengths = Lengths::new(longest, longest + self.new_tokens);

@@ -92,13 +92,23 @@ fn broken_and_foreign_results_are_skipped_by_name_and_refused_if_nothing_is_left
     without.as_object_mut().expect("an object").remove("model_hash");
     write(work.path(), "r.jsonl", format!("{good}\nno JSON\n{without}\n{{\"a\": 1}}\n{}", &good[..100]));
     write(work.path(), "foreign.json", "{\"loss\": [1, 2]}");
+    write(work.path(), "others.jsonl", "{\"name\": \"full\"}\n{\"name\": \"paper\"}\n");
     write(work.path(), "text.txt", "a text\nof two lines\n");
     write(work.path(), "empty.json", "");
     write(work.path(), "cut.json", "{\n  \"results\": [\n    {\"task\":");
     write(work.path(), "version.json", r#"{"version": 9, "key_map": {}, "trials": []}"#);
     write(work.path(), "deep.json", "[".repeat(100_000));
     write(work.path(), "zero.json", [0_u8; 64]);
-    let bad = ["foreign.json", "text.txt", "empty.json", "cut.json", "version.json", "deep.json", "zero.json"];
+    let bad = [
+        "foreign.json",
+        "others.jsonl",
+        "text.txt",
+        "empty.json",
+        "cut.json",
+        "version.json",
+        "deep.json",
+        "zero.json",
+    ];
     let run = report(work.path(), &[&["r.jsonl", "--html", "r.html"], &bad[..]].concat()).succeeds();
     let page = String::from_utf8(files(work.path())[Path::new("r.html")].clone()).expect("UTF-8");
     for (place, what) in [
@@ -107,6 +117,7 @@ fn broken_and_foreign_results_are_skipped_by_name_and_refused_if_nothing_is_left
         ("r.jsonl:4", "no result of kvsharer"),
         ("r.jsonl:5", "an incomplete last line"),
         ("foreign.json", "no result of kvsharer"),
+        ("others.jsonl:1", "no result of kvsharer"),
         ("text.txt:1", "no result of kvsharer"),
         ("empty.json", "the file is empty"),
         ("cut.json:3", "no result of kvsharer: EOF"),

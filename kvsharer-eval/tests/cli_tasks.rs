@@ -132,15 +132,18 @@ fn a_text_longer_than_the_context_is_cut_and_counted_and_a_choice_longer_than_it
 #[test]
 fn the_speed_of_scoring_stands_beside_that_of_running_the_same_texts_if_asked_for() {
     let folder = folder();
-    let path = write(folder.path(), "items.jsonl", "{\"query\": \"a\", \"choices\": [\"b c\", \"d\"], \"gold\": 0}\n");
+    let item = format!("{{\"query\": \"{}\", \"choices\": [\"b c\", \"d\"], \"gold\": 0}}\n", "word ".repeat(50));
+    let path = write(folder.path(), "items.jsonl", item);
     let task = format!("choices={path}");
     let args = ["eval", "-m", &tiny(), "--task", &task, "--json"];
     let result = |more: &[&str]| run(folder.path(), &[&args[..], more].concat()).json()["results"][0].clone();
-    assert!(result(&[]).get("prefill_tokens_per_second").is_none());
+    assert!(result(&[]).get("compared_prefill").is_none());
     let compared = result(&["--compare-prefill"]);
-    for key in ["tokens_per_second", "prefill_tokens_per_second"] {
-        assert!(compared[key].as_f64().is_some_and(|rate| rate > 0.0), "{key}: {compared}");
+    for speed in [&compared, &compared["compared_prefill"]] {
+        assert!(speed["tokens_per_second"].as_f64().is_some_and(|rate| rate > 0.0), "{compared}");
     }
+    // What the choices begin with is run once, or in each text.
+    assert!(compared["tokens_run"].as_u64() < compared["compared_prefill"]["tokens"].as_u64(), "{compared}");
     run(folder.path(), &["eval", "-m", &tiny(), "--task", "perplexity=builtin:demo", "--compare-prefill"])
         .fails(2, "--compare-prefill is for benchmarks");
 }

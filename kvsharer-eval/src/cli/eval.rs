@@ -260,10 +260,14 @@ fn note(task: &TaskResult) -> String {
     if benchmark.left_out > 0 {
         notes.push(format!("{} items left out, as the harness does", benchmark.left_out));
     }
-    if let Some(prefill) = benchmark.prefill_tokens_per_second {
-        let rate = benchmark.tokens_per_second;
-        let percent = rate / prefill * 100.0;
-        notes.push(format!("{rate:.0} tokens/s scored, {prefill:.0} where they are only run ({percent:.0} %)"));
+    if let Some(prefill) = benchmark.compared_prefill {
+        let speed =
+            |tokens: usize, rate: f64| format!("{tokens} tokens in {:.2} s ({rate:.0} tokens/s)", tokens as f64 / rate);
+        notes.push(format!(
+            "scored {}, only run, each text whole, {}",
+            speed(benchmark.tokens_run, benchmark.tokens_per_second),
+            speed(prefill.tokens, prefill.tokens_per_second)
+        ));
     }
     if !task.sees_evictions {
         notes.push("texts run in one pass, so what the policies evict is not seen".into());

@@ -163,10 +163,11 @@ impl Benchmark {
                 skipped: self.skipped.len(),
                 left_out: self.left_out,
                 subsets,
+                tokens_run,
                 tokens_per_second: speeds
                     .as_ref()
                     .map_or(tokens_run as f64 / seconds.max(1e-9), |speeds| speeds.scored),
-                prefill_tokens_per_second: speeds.map(|speeds| speeds.run),
+                compared_prefill: speeds.map(|speeds| speeds.run),
             }),
         };
         Ok(Evaluated { result, samples, largest: (batch, longest.max(1).into()) })

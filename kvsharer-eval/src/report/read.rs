@@ -113,7 +113,7 @@ fn file(path: &Path, bytes: &[u8], hash: &str, results: &mut Results) {
         }
         Err(error) => error,
     };
-    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    let (mut good, mut bad, mut all_json) = (Vec::new(), Vec::new(), true);
     let ends = bytes.last() == Some(&b'\n');
     let lines: Vec<(usize, &[u8])> = (1..).zip(bytes.split(|&byte| byte == b'\n')).collect();
     let last = lines.iter().rev().map(|(line, _)| *line).next().filter(|_| !ends);
@@ -122,14 +122,21 @@ fn file(path: &Path, bytes: &[u8], hash: &str, results: &mut Results) {
             true => "an incomplete last line: the run was killed, or still writes".into(),
             false => format!("no JSON: {error}"),
         });
+        all_json &= read.is_ok();
         match read.and_then(|value| content(value, &format!("{name}:{line}"))) {
             Ok(content) => good.push(content),
             Err(what) => bad.push((line, what)),
         }
     }
     if good.is_empty() {
-        let line = (whole.line() > 0).then_some(whole.line());
-        results.problem(&name, line, &format!("no result of kvsharer: {whole}"));
+        // Lines of JSON say what they are not; a file that is not made of such lines, where it breaks off.
+        match bad.first().filter(|_| all_json) {
+            Some((line, what)) => results.problem(&name, Some(*line), what),
+            None => {
+                let line = (whole.line() > 0).then_some(whole.line());
+                results.problem(&name, line, &format!("no result of kvsharer: {whole}"));
+            }
+        }
         return;
     }
     good.into_iter().for_each(|content| results.take(content));

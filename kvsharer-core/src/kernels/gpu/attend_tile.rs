@@ -20,18 +20,20 @@ fn turn(dim: usize) -> usize {
     if dim <= 64 { 32 } else { 16 }
 }
 
-/// Units of a query when its scores are weighed and its values added up.
-const PARTS: usize = UNITS / QUERIES;
-
 /// Units that have scores of one query; each has those of two queries.
 const ACROSS: usize = 2 * UNITS / QUERIES;
+
+/// Queries of a unit that weighs scores and adds values up, for heads of this size: with two, values are read half as often.
+fn owned(dim: usize) -> usize {
+    if dim.is_multiple_of(2 * WIDTH * UNITS / QUERIES) { 2 } else { 1 }
+}
 
 /// Whether there is room for heads of this size.
 pub(super) fn runs(client: &Client, dim: usize) -> bool {
     let cells = turn(dim);
-    let shared = size_of::<f32>() * ((QUERIES + cells) * (dim + WIDTH) + QUERIES * (cells + 1) + UNITS);
+    let shared = size_of::<f32>() * ((QUERIES + cells) * (dim + WIDTH) + QUERIES * (cells + 1) + UNITS * owned(dim));
     dim > 0
-        && dim.is_multiple_of(WIDTH * PARTS)
+        && dim.is_multiple_of(WIDTH * UNITS / QUERIES)
         && dim <= 128
         && shared <= client.properties().hardware.max_shared_memory_size
 }
@@ -61,6 +63,9 @@ pub(super) fn attend_tile<F: Float, N: Size>(
     let unit = UNIT_POS_X as usize;
     let vectors = comptime!(dim / WIDTH);
     let turn = comptime!(turn(dim));
+    let owned = comptime!(owned(dim));
+    // Units of a query when its scores are weighed and its values added up.
+    let parts = comptime!(UNITS * owned / QUERIES);
     // Lines of shared memory are longer than a head, so that units that read one channel of several lines do not wait.
     let pitch = comptime!(vectors + 1);
     // The last queries see most: they start first.
@@ -75,7 +80,7 @@ pub(super) fn attend_tile<F: Float, N: Size>(
     let mut queries = Shared::<[Vector<f32, N>]>::new_slice(comptime!(QUERIES * (vectors + 1)));
     let mut lines = Shared::<[Vector<f32, N>]>::new_slice(comptime!(turn * (vectors + 1)));
     let mut scores = Shared::<[f32]>::new_slice(comptime!(QUERIES * (turn + 1)));
-    let mut tops = Shared::<[f32]>::new_slice(UNITS);
+    let mut tops = Shared::<[f32]>::new_slice(comptime!(UNITS * owned));
     let scale = Vector::<f32, N>::new(1.0f32 / f32::sqrt(f32::cast_from(dim)));
     for index in range_stepped(unit, comptime!(QUERIES * vectors), UNITS) {
         let (line, channel) = (index / vectors, index % vectors);
@@ -85,15 +90,20 @@ pub(super) fn attend_tile<F: Float, N: Size>(
     }
     // Of the two queries and every so many cells that this unit scores.
     let (pair, column) = (unit / ACROSS * 2, unit % ACROSS);
-    // Of the query that this unit adds up, and every so many of its channels.
-    let (own, part) = (unit / PARTS, unit % PARTS);
-    let mut outputs = Array::<Vector<f32, N>>::new(comptime!(vectors / PARTS));
+    // Of the queries that this unit adds up, and every so many of their channels.
+    let (own, part) = (unit / parts * owned, unit % parts);
+    let mut outputs = Array::<Vector<f32, N>>::new(comptime!(owned * vectors / parts));
     #[unroll]
-    for index in 0..comptime!(vectors / PARTS) {
+    for index in 0..comptime!(owned * vectors / parts) {
         outputs[index] = Vector::new(0.0f32);
     }
-    let mut top = f32::min_value();
-    let mut mass = 0.0f32;
+    let mut top = Array::<f32>::new(owned);
+    let mut masses = Array::<f32>::new(owned);
+    #[unroll]
+    for q in 0..owned {
+        top[q] = f32::min_value();
+        masses[q] = 0.0f32;
+    }
 
     let end = min(before + first + QUERIES, cells);
     for tile in range_stepped(0usize, end, turn) {
@@ -147,12 +157,16 @@ pub(super) fn attend_tile<F: Float, N: Size>(
             }
         }
         sync_cube();
-        let mut higher = top;
         #[unroll]
-        for index in 0..comptime!(turn / PARTS) {
-            higher = max(higher, scores[own * comptime!(turn + 1) + part + comptime!(index * PARTS)]);
+        for q in 0..owned {
+            let mut higher = top[q];
+            #[unroll]
+            for index in 0..comptime!(turn / parts) {
+                let at = (own + q) * comptime!(turn + 1) + part + comptime!(index * parts);
+                higher = max(higher, scores[at]);
+            }
+            tops[unit * owned + q] = higher;
         }
-        tops[unit] = higher;
         // Nobody reads keys any more.
         for index in range_stepped(unit, comptime!(turn * vectors), UNITS) {
             let (line, channel) = (index / vectors, index % vectors);
@@ -160,40 +174,56 @@ pub(super) fn attend_tile<F: Float, N: Size>(
             lines[line * pitch + channel] = Vector::cast_from(values[first_value + cell * strides[8] + channel]);
         }
         sync_cube();
+        // Where all cells so far are hidden, the highest score is theirs; what they weigh is gone with the first other
+        // one, and each query sees its own cell.
         #[unroll]
-        for other in 0..PARTS {
-            higher = max(higher, tops[own * PARTS + other]);
-        }
-        // Where all cells so far are hidden, the highest score is theirs; what they weigh is gone with the first other one,
-        // and each query sees its own cell.
-        #[unroll]
-        for index in 0..comptime!(turn / PARTS) {
-            let at = own * comptime!(turn + 1) + part + comptime!(index * PARTS);
-            scores[at] = f32::exp(scores[at] - higher);
-        }
-        let factor = f32::exp(top - higher);
-        top = higher;
-        mass *= factor;
-        #[unroll]
-        for index in 0..comptime!(vectors / PARTS) {
-            outputs[index] *= Vector::new(factor);
+        for q in 0..owned {
+            let mut higher = top[q];
+            #[unroll]
+            for other in 0..parts {
+                higher = max(higher, tops[(unit / parts * parts + other) * owned + q]);
+            }
+            #[unroll]
+            for index in 0..comptime!(turn / parts) {
+                let at = (own + q) * comptime!(turn + 1) + part + comptime!(index * parts);
+                scores[at] = f32::exp(scores[at] - higher);
+            }
+            let factor = f32::exp(top[q] - higher);
+            top[q] = higher;
+            masses[q] *= factor;
+            #[unroll]
+            for index in 0..comptime!(vectors / parts) {
+                outputs[comptime!(q * vectors / parts + index)] *= Vector::new(factor);
+            }
         }
         sync_cube();
         for at in 0..turn {
-            let chance = scores[own * comptime!(turn + 1) + at];
-            mass += chance;
+            let mut chances = Array::<f32>::new(owned);
             #[unroll]
-            for index in 0..comptime!(vectors / PARTS) {
-                outputs[index] += lines[at * pitch + part + comptime!(index * PARTS)] * Vector::new(chance);
+            for q in 0..owned {
+                chances[q] = scores[(own + q) * comptime!(turn + 1) + at];
+                masses[q] += chances[q];
+            }
+            #[unroll]
+            for index in 0..comptime!(vectors / parts) {
+                let channels = lines[at * pitch + part + comptime!(index * parts)];
+                #[unroll]
+                for q in 0..owned {
+                    outputs[comptime!(q * vectors / parts + index)] += channels * Vector::new(chances[q]);
+                }
             }
         }
     }
-    let row = first + own;
-    if row < tokens {
-        let to = ((sequence * tokens + row) * heads + head) * vectors + part;
-        #[unroll]
-        for index in 0..comptime!(vectors / PARTS) {
-            output[to + comptime!(index * PARTS)] = Vector::cast_from(outputs[index] / Vector::new(mass));
+    #[unroll]
+    for q in 0..owned {
+        let row = first + own + q;
+        if row < tokens {
+            let to = ((sequence * tokens + row) * heads + head) * vectors + part;
+            #[unroll]
+            for index in 0..comptime!(vectors / parts) {
+                let sum = outputs[comptime!(q * vectors / parts + index)];
+                output[to + comptime!(index * parts)] = Vector::cast_from(sum / Vector::new(masses[q]));
+            }
         }
     }
 }

@@ -95,6 +95,9 @@ pub use ids::{GroupId, LayerId, SlotId, axis};
 #[cfg(feature = "cpu-kernels")]
 #[doc(hidden)]
 pub use kernels::exp;
+#[cfg(feature = "gpu-kernels")]
+#[doc(hidden)]
+pub use kernels::gpu_common;
 #[doc(hidden)]
 pub use kernels::put_row;
 pub use kernels::{allow_tf32, logit_stats, product};

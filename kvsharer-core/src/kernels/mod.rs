@@ -18,6 +18,8 @@ use crate::attend::Hidden;
 use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor, activation::softmax};
 #[cfg(feature = "cpu-kernels")]
 pub use exp::exp;
+#[cfg(feature = "gpu-kernels")]
+pub use gpu::common as gpu_common;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Whether products of f32 may round what they multiply.

@@ -177,21 +177,23 @@ impl<'a> Batch<'a> {
     /// Tokens that the states of the prefixes predict: those of the prefixes themselves, and the first of every tail.
     fn wants_of_prefixes(&self, longest: usize, members: &[(usize, Member)], items: &[Vec<Sequence>]) -> Vec<Want> {
         let mut wants = Vec::new();
+        let mut next = 0;
         for (row, family) in self.families.iter().enumerate() {
             // Shorter prefixes stand at the right end of their rows.
             let start = row * longest + longest - family.prefix;
-            let own = || members.iter().enumerate().filter(|(_, (of, _))| *of == row);
+            // Members stand in the order of their families.
+            let own = next..next + family.members.len();
+            next = own.end;
             for token in 1..family.prefix {
-                let asks = |member: &Member| member.of(items).scored.contains(&token);
-                let asking: Vec<usize> =
-                    own().filter(|(_, (_, member))| asks(member)).map(|(index, _)| index).collect();
+                let asks = |&index: &usize| members[index].1.of(items).scored.contains(&token);
+                let asking: Vec<usize> = own.clone().filter(asks).collect();
                 if !asking.is_empty() {
                     let target = family.members[0].of(items).ids[token];
                     wants.push(Want { position: start + token - 1, target, members: asking });
                 }
             }
-            for (index, (_, member)) in own() {
-                let Sequence { ids, scored, .. } = member.of(items);
+            for index in own {
+                let Sequence { ids, scored, .. } = members[index].1.of(items);
                 if scored.contains(&family.prefix) {
                     let position = start + family.prefix - 1;
                     wants.push(Want { position, target: ids[family.prefix], members: vec![index] });

@@ -1,6 +1,6 @@
 //! What the likelihood of a token and greedy decoding need of a row of logits, in one reading; a cube a row.
 
-use super::{CubeTensor, address, known, width};
+use super::{CubeTensor, address, grid, known, width};
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::{
@@ -13,9 +13,6 @@ use cubecl::prelude::*;
 
 /// Units of a cube.
 const UNITS: usize = 256;
-
-/// Cubes along the first axis of the grid; devices have limits.
-const ACROSS: usize = 1 << 15;
 
 pub(in super::super) fn logit_stats(logits: &Tensor<2>, targets: &Tensor<1, Int>) -> Option<Tensor<2>> {
     if !known(logits.dtype()) || targets.dtype() != DType::I32 || logits.dims().contains(&0) {
@@ -45,14 +42,13 @@ impl LogitStats for CubeBackend {
         let stats = empty_device_contiguous_dtype(client.clone(), logits.device.clone(), shape, DType::F32);
         let width = width(&client, logits.dtype.size(), &[vocab]);
         let address = address(&[&logits, &targets, &stats]);
-        let across = rows.min(ACROSS);
         let dtype = dtype_to_storage_type(logits.dtype);
         // Safety: the kernel reads and writes below the numbers of rows and logits only.
         #[allow(unsafe_code)]
         unsafe {
             logit_stats_kernel::launch_unchecked(
                 &client,
-                CubeCount::Static(across as u32, rows.div_ceil(across) as u32, 1),
+                grid(rows, 1),
                 CubeDim::new_1d(UNITS as u32),
                 address,
                 width,

@@ -7,6 +7,7 @@ mod attend_many;
 mod attend_one;
 mod attend_part;
 mod attend_tile;
+pub mod common;
 mod flash;
 mod join_parts;
 mod logit_stats;
@@ -25,31 +26,5 @@ pub(super) use product::{product, rounds_f32};
 pub(super) use put::{put, put_row};
 pub(super) use turn::turn;
 
-use burn::backend::{DispatchDevice, tensor::FloatTensor};
-use burn::tensor::{DType, Device};
-use burn_cubecl::CubeBackend;
-use cubecl::client::Client;
-use cubecl::prelude::AddressType;
-
-type CubeTensor = FloatTensor<CubeBackend>;
-
-/// Whether a device runs CubeCL's kernels.
-pub(super) fn runs_on(device: &Device) -> bool {
-    matches!(device.as_dispatch(), DispatchDevice::Cube(_))
-}
-
-/// Whether the kernels have a dtype.
-fn known(dtype: DType) -> bool {
-    matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
-}
-
-/// Elements that one load takes, of `size` bytes each: those of 16 bytes, if that divides all `lengths`.
-fn width(client: &Client, size: usize, lengths: &[usize]) -> usize {
-    let fits = |width: &usize| lengths.iter().all(|length| length % width == 0);
-    client.io_optimized_vector_sizes(size).find(fits).unwrap_or(1)
-}
-
-/// The type that addresses all elements of each of these.
-fn address(tensors: &[&CubeTensor]) -> AddressType {
-    tensors.iter().map(|tensor| tensor.required_address_type()).max().unwrap_or_default()
-}
+pub(super) use common::runs_on;
+use common::{CubeTensor, address, grid, known, width};

@@ -1,6 +1,6 @@
 //! Sequences of a buffer copied into another one with more or fewer cells.
 
-use super::{CubeTensor, address, known, width};
+use super::{CubeTensor, address, grid, known, width};
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::{
@@ -13,9 +13,6 @@ use cubecl::prelude::*;
 
 /// Units of a cube.
 const UNITS: usize = 256;
-
-/// Cubes along the first axis of the grid; devices have limits.
-const ACROSS: usize = 1 << 15;
 
 pub(in super::super) fn pick_rows(buffer: &Tensor<4>, rows: &Tensor<1, Int>, capacity: usize) -> Option<Tensor<4>> {
     let any = capacity > 0 && rows.dims()[0] > 0 && !buffer.dims().contains(&0);
@@ -50,8 +47,6 @@ impl PickRows for CubeBackend {
         let address = address(&[&buffer, &rows, &output]);
         let vectors = dim / width;
         let all = count * heads * capacity * vectors;
-        let cubes = all.div_ceil(UNITS);
-        let across = cubes.min(ACROSS);
         let dtype = dtype_to_storage_type(buffer.dtype);
         // Safety: units behind the last vector do nothing; cells behind the last are not read. That rows are there, the
         // cache has seen to.
@@ -59,7 +54,7 @@ impl PickRows for CubeBackend {
         unsafe {
             pick_rows_kernel::launch_unchecked(
                 &client,
-                CubeCount::Static(across as u32, cubes.div_ceil(across) as u32, 1),
+                grid(all.div_ceil(UNITS), 1),
                 CubeDim::new_1d(UNITS as u32),
                 address,
                 width,

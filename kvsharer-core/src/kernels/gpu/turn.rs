@@ -1,6 +1,6 @@
 //! Rotary encoding.
 
-use super::{CubeTensor, address, known, width};
+use super::{CubeTensor, address, grid, known, width};
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
 use burn::tensor::{DType, Tensor};
@@ -44,7 +44,6 @@ impl Turn for CubeBackend {
         let mut places = SequenceArg::new();
         strides.iter().for_each(|stride| places.push(stride / width));
         let cubes = (batch * heads * tokens * pairs).div_ceil(UNITS);
-        let across = cubes.min(1 << 15);
         let row = if cos.meta.shape()[0] == 1 { 0 } else { 2 * pairs };
         let dtype = dtype_to_storage_type(x.dtype);
         // Safety: units behind the last pair do nothing; the others read and write below the shape.
@@ -52,7 +51,7 @@ impl Turn for CubeBackend {
         unsafe {
             turn_kernel::launch_unchecked(
                 &client,
-                CubeCount::Static(across as u32, cubes.div_ceil(across) as u32, 1),
+                grid(cubes, 1),
                 CubeDim::new_1d(UNITS as u32),
                 address,
                 width,

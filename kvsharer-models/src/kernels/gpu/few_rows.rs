@@ -156,19 +156,25 @@ fn launch<const W: usize>(x: CubeTensor, weights: [CubeTensor; W], sum: Option<C
     let tile = (width * weight_dtype.size() == 16)
         .then(|| MmaTile::new(rows, input, [x.dtype, weight_dtype], &client))
         .flatten();
-    let mut sizes = SequenceArg::new();
+    // All cubes where each has so many outputs; outputs, cubes and pitches of each weight.
+    let shares = |each: usize| {
+        let cubes = outputs.map(|outputs| outputs.div_ceil(each));
+        let mut sizes = SequenceArg::new();
+        for of_weights in [outputs, cubes] {
+            (0..3).for_each(|w| sizes.push(if w < W { of_weights[w] } else { 0 }));
+        }
+        (0..3).for_each(|w| sizes.push(pitches[of(w)] / width));
+        (cubes.iter().sum(), sizes)
+    };
     match tile {
         Some(tile) => {
-            let cubes = outputs.map(|outputs| outputs.div_ceil(tile.outputs()));
-            (0..3).for_each(|w| sizes.push(if w < W { outputs[w] } else { 0 }));
-            (0..3).for_each(|w| sizes.push(if w < W { cubes[w] } else { 0 }));
-            (0..3).for_each(|w| sizes.push(pitches[of(w)] / width));
+            let (cubes, sizes) = shares(tile.outputs());
             // Safety: rows and outputs behind the last are read as the last and not written.
             #[allow(unsafe_code)]
             unsafe {
                 by_tile::launch_unchecked(
                     &client,
-                    grid(cubes.iter().sum(), 1),
+                    grid(cubes, 1),
                     CubeDim::new_2d(32, tile.planes as u32),
                     address,
                     width,
@@ -192,16 +198,13 @@ fn launch<const W: usize>(x: CubeTensor, weights: [CubeTensor; W], sum: Option<C
         }
         None => {
             let tile = PlaneTile::new(rows, &client);
-            let cubes = outputs.map(|outputs| outputs.div_ceil(tile.outputs * tile.planes));
-            (0..3).for_each(|w| sizes.push(if w < W { outputs[w] } else { 0 }));
-            (0..3).for_each(|w| sizes.push(if w < W { cubes[w] } else { 0 }));
-            (0..3).for_each(|w| sizes.push(pitches[of(w)] / width));
+            let (cubes, sizes) = shares(tile.outputs * tile.planes);
             // Safety: the kernel reads and writes below the numbers of rows and outputs only.
             #[allow(unsafe_code)]
             unsafe {
                 by_plane::launch_unchecked(
                     &client,
-                    grid(cubes.iter().sum(), rows.div_ceil(tile.rows)),
+                    grid(cubes, rows.div_ceil(tile.rows)),
                     CubeDim::new_2d(tile.lanes as u32, tile.planes as u32),
                     address,
                     width,
@@ -226,6 +229,7 @@ fn launch<const W: usize>(x: CubeTensor, weights: [CubeTensor; W], sum: Option<C
     }
     products
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -72,6 +72,11 @@ impl<'a> Batch<'a> {
         self.rows
     }
 
+    /// Tokens that are run for it, without padding.
+    pub(super) fn tokens(&self) -> usize {
+        self.families.iter().map(|family| family.tokens()).sum()
+    }
+
     fn push(&mut self, family: &'a Family) {
         self.rows += family.members.len();
         self.prefixes += family.prefix;

@@ -6,7 +6,7 @@ mod family;
 
 use crate::{EvalError, Reduce};
 use batch::{Batch, batches};
-use family::{Family, families};
+use family::families;
 use kvsharer_core::{Plan, SearchModel, Stack, Storage};
 use kvsharer_models::Decoder;
 use rayon::prelude::*;
@@ -91,17 +91,12 @@ pub fn likelihoods<'p>(
     check(items)?;
     let plan = Plan::new(model.shape(), &stack()?)?;
     let exact = plan.evicts() || plan.groups().iter().any(|group| group.storage != Storage::Full);
-    let cost = |families: &[Family]| -> usize {
-        batches(families, exact, options).iter().map(|batch| batch.cost(items, exact, options)).sum()
-    };
-    let mut families = families(items, exact, options.share_prefixes);
+    let mut plans = vec![families(items, exact, options.share_prefixes)];
     if options.share_prefixes && !exact {
-        let alone = family::families(items, exact, false);
-        if cost(&alone) < cost(&families) {
-            families = alone;
-        }
+        plans.push(families(items, exact, false));
     }
-    let batches = batches(&families, exact, options);
+    let cost = |batches: &Vec<Batch<'_>>| batches.iter().map(|batch| batch.cost(items, exact, options)).sum::<usize>();
+    let batches = plans.iter().map(|families| batches(families, exact, options)).min_by_key(cost).unwrap_or_default();
     let run = |batch: &Batch<'_>| {
         let running = batch.run(model, items, exact, options, &stack)?;
         done(batch.rows());
@@ -121,7 +116,7 @@ pub fn likelihoods<'p>(
     }
     Ok(Scored {
         likelihoods: found,
-        tokens_run: families.iter().map(|family| family.tokens()).sum(),
+        tokens_run: batches.iter().map(Batch::tokens).sum(),
         batch: batches.iter().map(Batch::rows).max().unwrap_or(0),
         longest: items.iter().flatten().map(|sequence| sequence.ids.len() - 1).max().unwrap_or(0),
     })

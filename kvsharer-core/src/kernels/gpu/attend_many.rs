@@ -1,7 +1,7 @@
 //! Causal attention of many tokens at once, without a queries x keys matrix (FlashAttention-2, arXiv 2307.08691): on tensor
 //! cores where there are some for the dtype, in f32 otherwise.
 
-use super::{CubeTensor, address, attend_tile, flash, known};
+use super::{CubeTensor, GRID, address, attend_tile, flash, in_rows, known};
 use crate::attend::Hidden;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::backend::fusion::custom::TensorSpec;
@@ -12,9 +12,6 @@ use burn::backend::{
 use burn::tensor::{DType, Shape, Tensor};
 use burn_cubecl::{CubeBackend, kernel::into_contiguous, ops::numeric::empty_device_contiguous_dtype};
 use cubecl::prelude::*;
-
-/// Cubes along the second axis of the grid; devices have limits.
-const GRID: usize = (1 << 16) - 1;
 
 pub(in super::super) fn attend_many(
     query: &Tensor<4>,
@@ -121,12 +118,7 @@ fn launch(
         true => (flash::WIDTH, flash::QUERIES, CubeDim::new_2d(32, flash::PLANES as u32)),
         false => (attend_tile::WIDTH, attend_tile::QUERIES, CubeDim::new_1d(attend_tile::UNITS as u32)),
     };
-    let in_rows = |tensor: CubeTensor| {
-        let strides = tensor.meta.strides();
-        let fits = strides[3] == 1 && strides[..3].iter().all(|stride| stride.is_multiple_of(width));
-        if fits { tensor } else { into_contiguous(tensor) }
-    };
-    let [query, keys, values] = [query, keys, values].map(in_rows);
+    let [query, keys, values] = [query, keys, values].map(|heads| in_rows(heads, width));
     let [_, kv_heads, cells, _] = keys.meta.shape().dims();
     let output = empty_device_contiguous_dtype(client.clone(), query.device.clone(), shape, query.dtype);
     let mut strides = SequenceArg::new();

@@ -4,7 +4,7 @@
 
 use super::attend_part::{GROUP, Head, TILE, UNITS, attend_part};
 use super::join_parts::{MOST, join_parts};
-use super::{CubeTensor, address, known, width};
+use super::{CubeTensor, GRID, address, in_rows, known, width};
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::{
@@ -17,9 +17,6 @@ use cubecl::prelude::*;
 
 /// Cubes that keep a large GPU busy; with more, cubes take several tiles.
 const CUBES: usize = MOST;
-
-/// Cubes along one axis of the grid; devices have limits.
-const GRID: usize = (1 << 16) - 1;
 
 pub(in super::super) fn attend_one(
     query: &Tensor<4>,
@@ -204,12 +201,8 @@ fn launch(
     watched: bool,
 ) -> (CubeTensor, CubeTensor) {
     let [batch, heads, group, dim] = query.meta.shape().dims();
-    let in_rows = |tensor: CubeTensor| {
-        let strides = tensor.meta.strides();
-        let fits = strides[3] == 1 && strides[..3].iter().all(|stride| stride.is_multiple_of(aligned(dim)));
-        if fits { tensor } else { into_contiguous(tensor) }
-    };
-    let (query, keys, values) = (into_contiguous(query), in_rows(keys), in_rows(values));
+    let query = into_contiguous(query);
+    let [keys, values] = [keys, values].map(|heads| in_rows(heads, aligned(dim)));
     let cells = keys.meta.shape()[2];
     let client = query.client.clone();
     let strides = |tensor: &CubeTensor| -> [usize; 3] { std::array::from_fn(|axis| tensor.meta.strides()[axis]) };

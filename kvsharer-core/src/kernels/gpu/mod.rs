@@ -26,5 +26,16 @@ pub(super) use product::{product, rounds_f32};
 pub(super) use put::{put, put_row};
 pub(super) use turn::turn;
 
+use burn_cubecl::kernel::into_contiguous;
 pub(super) use common::runs_on;
 use common::{CubeTensor, address, grid, known, width};
+
+/// Cubes along one axis of a grid; devices have limits.
+const GRID: usize = (1 << 16) - 1;
+
+/// Heads whose channels lie side by side, from places that are multiples of `width`; most do already.
+fn in_rows(heads: CubeTensor, width: usize) -> CubeTensor {
+    let strides = heads.meta.strides();
+    let fits = strides[3] == 1 && strides[..3].iter().all(|stride| stride.is_multiple_of(width));
+    if fits { heads } else { into_contiguous(heads) }
+}
